@@ -1,0 +1,315 @@
+"""What a job is asked to do: one pydantic model per operation.
+
+Forms (pages) and terminal options (`python -m core`) are derived from these classes: bounds, defaults, groups, help and the
+condition under which a field applies stand here and nowhere else. A spec is part of a model's identity, so it is stored in
+full, defaults included; what does not change the result (names, notes, device, worker counts, logging) is left out of the
+identity by `identity_spec`.
+
+Each field's `json_schema_extra` may hold: `group` (form section), `advanced` (hidden until asked for), `unit`,
+`identity=False` (does not change the result), `when` ({other field: allowed values}: elsewhere the field does not apply).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+SPEC_VERSION = 1
+
+DType = Literal["float32", "bfloat16"]
+PruneMethod = Literal["l1_unstructured", "global_magnitude", "l2_structured"]
+UNSTRUCTURED_METHODS: tuple[str, ...] = ("l1_unstructured", "global_magnitude")
+
+METHOD_TITLES: dict[str, str] = {
+    "l2_structured": "L2 structured (channels, hidden units, heads: smaller and faster)",
+    "l1_unstructured": "L1 unstructured (single weights, the same share of each layer)",
+    "global_magnitude": "Global magnitude (single weights, one ranking over all layers)",
+}
+
+
+def _field(default: Any, description: str, *, group: str, **options: Any) -> Any:
+    """A pydantic field whose form hints (`group`, `advanced`, `unit`, `identity`, `when`) travel in its JSON schema."""
+    hints = {name: options.pop(name) for name in ("advanced", "unit", "identity", "when", "step") if name in options}
+    return Field(default, description=description, json_schema_extra={"group": group, **hints}, **options)
+
+
+class Spec(BaseModel):
+    """Base of all specs: unknown fields are refused, numbers are finite, and values cannot change once set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    operation: ClassVar[str]
+
+    def identity_spec(self) -> dict[str, Any]:
+        """The fields that determine the result, as JSON-able values: what a model's id is hashed over."""
+        fields = type(self).model_fields
+        kept = self.model_dump(mode="json")
+        for name, field in fields.items():
+            hints = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            if hints.get("identity") is False:
+                kept.pop(name)
+        return {"operation": self.operation, **kept}
+
+
+class DataSpec(BaseModel):
+    """Where images come from. `train`, `validation` and `test` parts never share an episode."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["sample", "hub", "parquet", "folder"] = Field(
+        "sample",
+        description="A bundled sample set, a Hugging Face data set id, local parquet files, or a folder of images.",
+    )
+    location: str = Field(
+        "mspacman",
+        min_length=1,
+        description="Name of the sample set (mspacman, mixed), hub id (Tahahah/PacmanDataset_3), or a path (glob allowed).",
+    )
+    column: str = Field("frame_image", min_length=1, description="Column that holds the image.")
+    revision: str | None = Field(None, description="Revision of a hub data set: a commit, tag or branch.")
+    validation_location: str | None = Field(
+        None, description="A second location of the same kind for validation (Tahahah/PacmanDataset_2); else a part of this."
+    )
+    max_rows: int = Field(20_000, ge=16, le=5_000_000, description="At most this many rows of a streamed set are used.")
+    split_seed: int = Field(0, ge=0, description="Seed of the split into train, validation and test by episode.")
+    skip_broken: bool = Field(False, description="Skip images that cannot be read (counted and shown) instead of stopping.")
+    deny_rows: tuple[str, ...] = Field((), description="Row ids that are never used.")
+
+
+class ImportSpec(Spec):
+    """Bring a model into the store as a baseline."""
+
+    operation: ClassVar[str] = "import"
+
+    source: str = _field("demo", "`demo`, a zoo name, a Hugging Face id, a folder, or a .safetensors/.pt/.pth file.", group="Model")
+    revision: str | None = _field(None, "Revision of a Hugging Face model.", group="Model", advanced=True)
+    random_seed: int | None = _field(
+        None, "For a zoo name only: build it with random weights from this seed.", group="Model", advanced=True, ge=0
+    )
+
+
+class PruneSpec(Spec):
+    """Make a smaller or sparser model from a parent. The rate is always relative to the parent."""
+
+    operation: ClassVar[str] = "prune"
+
+    method: PruneMethod = _field("l2_structured", "What is removed, and by which score.", group="Method")
+    rate: float | None = _field(
+        0.5,
+        "Share to remove: of the parent's non-zero weights (unstructured), or of each site's units (structured).",
+        group="Method",
+        ge=0.1,
+        le=0.9,
+        step=0.05,
+    )
+    threshold: float | None = _field(
+        None,
+        "Instead of a rate: zero every prunable weight whose magnitude is below this value.",
+        group="Method",
+        gt=0.0,
+        advanced=True,
+        when={"method": list(UNSTRUCTURED_METHODS)},
+    )
+    part: Literal["both", "encoder", "decoder"] = _field("both", "Which half of the autoencoder is pruned.", group="Where")
+    round_to: int = _field(
+        1,
+        "Kept hidden and mid channels are a multiple of this where the site allows (8 suits GPUs); heads are never rounded.",
+        group="Where",
+        ge=1,
+        le=64,
+        advanced=True,
+        when={"method": ["l2_structured"]},
+    )
+    kinds: tuple[Literal["mid", "hidden", "heads"], ...] = _field(
+        ("mid", "hidden", "heads"),
+        "Site kinds to prune: ResBlock mid channels, GLU hidden pairs, attention heads.",
+        group="Where",
+        advanced=True,
+        when={"method": ["l2_structured"]},
+    )
+    stage_rates: dict[str, float] = _field(
+        {},
+        "Rates of single stages that override `rate`, such as {'decoder.stages.2': 0.3}; 0 locks the stage.",
+        group="Where",
+        advanced=True,
+        when={"method": ["l2_structured"]},
+    )
+
+    @field_validator("rate", "threshold", mode="before")
+    @classmethod
+    def _finite(cls, value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"must be a finite number, not {value}")
+        return value
+
+    @field_validator("stage_rates")
+    @classmethod
+    def _stage_rates(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, rate in value.items():
+            if not 0.0 <= rate <= 0.9:
+                raise ValueError(f"rate of {name} is {rate}; legal is 0 (locked) to 0.9")
+        return value
+
+    @model_validator(mode="after")
+    def _rate_or_threshold(self) -> PruneSpec:
+        if self.threshold is not None and self.method not in UNSTRUCTURED_METHODS:
+            raise ValueError("threshold applies to the unstructured methods; l2_structured takes a rate")
+        if self.threshold is None and self.rate is None:
+            raise ValueError("give a rate (0.1 to 0.9) or, for the unstructured methods, a threshold")
+        if self.threshold is not None and self.rate is not None:
+            raise ValueError("give a rate or a threshold, not both (set rate to null to use a threshold)")
+        return self
+
+
+class RetrainSpec(Spec):
+    """Train a model further. A pruned parent keeps its zeros and its narrower widths."""
+
+    operation: ClassVar[str] = "retrain"
+
+    data: DataSpec = _field(DataSpec(), "Training images.", group="Data")
+    image_size: int = _field(128, "Side of the square that images are padded and resized to.", group="Data", ge=16, le=4096, unit="px")
+    batch_size: int = _field(1, "Images in a step.", group="Basic", ge=1, le=4096)
+    n_epochs: int = _field(1, "Epochs.", group="Basic", ge=1, le=100_000)
+    steps_per_epoch: int = _field(100, "Steps in an epoch.", group="Basic", ge=1, le=1_000_000)
+    seed: int = _field(0, "Seed of the order of images.", group="Basic", ge=0)
+    dtype: DType = _field("float32", "bfloat16 runs the model under autocast; weights stay in float32.", group="Basic")
+
+    optimizer_name: Literal["adamw", "adam", "sgd"] = _field("adamw", "Optimizer.", group="Optimizer")
+    betas: tuple[float, float] = _field(
+        (0.9, 0.999), "Decay of the first and second moment.", group="Optimizer", advanced=True,
+        when={"optimizer_name": ["adamw", "adam"]},
+    )  # fmt: skip
+    momentum: float = _field(
+        0.9, "Momentum.", group="Optimizer", ge=0.0, lt=1.0, advanced=True, when={"optimizer_name": ["sgd"]}
+    )
+    eps: float = _field(
+        1e-8, "Added to the denominator.", group="Optimizer", gt=0.0, le=1.0, advanced=True,
+        when={"optimizer_name": ["adamw", "adam"]},
+    )  # fmt: skip
+    weight_decay: float = _field(0.05, "Weight decay.", group="Optimizer", ge=0.0, le=10.0)
+    decay_norms_and_biases: bool = _field(False, "Apply weight decay to norms and biases too.", group="Optimizer", advanced=True)
+    grad_clip: float = _field(1.0, "Largest norm of the gradient; 0 turns clipping off.", group="Optimizer", ge=0.0, le=1e6)
+    ema_decay: float = _field(
+        0.0, "Keep an exponential moving average of the weights and store that; 0 is off.", group="Optimizer", ge=0.0, lt=1.0,
+        advanced=True,
+    )  # fmt: skip
+
+    init_lr: float = _field(1e-4, "Learning rate after the warm-up.", group="Schedule", gt=0.0, le=1.0)
+    lr_schedule_name: Literal["cosine", "constant", "linear", "step", "exponential", "onecycle"] = _field(
+        "cosine", "How the learning rate moves after the warm-up.", group="Schedule"
+    )
+    warmup_epochs: int = _field(5, "Epochs of linear warm-up, counted within n_epochs.", group="Schedule", ge=0, le=100_000)
+    warmup_lr: float = _field(1e-6, "Learning rate at the first step of the warm-up.", group="Schedule", ge=0.0, le=1.0)
+    min_lr: float = _field(
+        0.0, "Learning rate at the end.", group="Schedule", ge=0.0, le=1.0, advanced=True,
+        when={"lr_schedule_name": ["cosine", "linear", "onecycle"]},
+    )  # fmt: skip
+    lr_gamma: float = _field(
+        0.1, "Factor at each fall (step), or over the whole run (exponential).", group="Schedule", gt=0.0, le=1.0,
+        advanced=True, when={"lr_schedule_name": ["step", "exponential"]},
+    )  # fmt: skip
+    lr_step_epochs: int = _field(
+        1, "Epochs between falls.", group="Schedule", ge=1, advanced=True, when={"lr_schedule_name": ["step"]}
+    )
+
+    reconstruction_loss: Literal["l1", "mse", "l1+mse"] = _field("l1", "Pixel loss.", group="Loss")
+    foreground_weight: float = _field(
+        1.0, "Weight of pixels that move (sprites) against the still background; 1 treats all alike.", group="Loss",
+        ge=1.0, le=1000.0,
+    )  # fmt: skip
+    perceptual_weight: float = _field(
+        0.0, "Weight of LPIPS; needs the package `lpips` and its weights on this machine.", group="Loss", ge=0.0, le=100.0
+    )
+    frozen_part: Literal["none", "encoder", "decoder"] = _field("none", "Part that keeps its weights.", group="Loss", advanced=True)
+    batchnorm: Literal["frozen", "train"] = _field(
+        "frozen", "BatchNorm statistics: keep the parent's, or update them (needs larger batches).", group="Loss", advanced=True
+    )
+
+    eval_interval: int = _field(1, "Epochs between validations.", group="Validation", ge=1)
+    val_steps: int = _field(100, "At most this many pinned images are validated.", group="Validation", ge=1, le=100_000)
+    best_metric: Literal["psnr_db", "foreground_psnr_db", "ssim", "loss"] = _field(
+        "psnr_db", "The checkpoint that is best by this figure becomes the new model.", group="Validation"
+    )
+    keep: Literal["best", "last"] = _field("best", "Which weights become the new model.", group="Validation", advanced=True)
+    num_save_images: int = _field(8, "Reconstructions kept at each validation.", group="Validation", ge=0, le=64, identity=False)
+
+    save_interval: int = _field(5, "Epochs between checkpoints (and once a minute besides).", group="Checkpoints", ge=1, identity=False)
+    log_interval: int = _field(100, "Steps between lines of the log; curves record each step.", group="Checkpoints", ge=1, identity=False)
+    num_workers: int = _field(2, "Threads that load images.", group="Data", ge=0, le=64, identity=False, advanced=True)
+
+    @field_validator("betas")
+    @classmethod
+    def _betas(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0.0 <= beta < 1.0 for beta in value):
+            raise ValueError(f"betas must lie in [0, 1), not {value}")
+        return value
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, warm-up included."""
+        return self.n_epochs * self.steps_per_epoch
+
+
+class EvaluateSpec(Spec):
+    """Measure quality on pinned images."""
+
+    operation: ClassVar[str] = "evaluate"
+
+    data: DataSpec = _field(DataSpec(), "Images.", group="Data")
+    split: Literal["test", "validation"] = _field("test", "Which part of the data.", group="Data")
+    image_size: int = _field(128, "Side of the square that images are padded and resized to.", group="Data", ge=16, le=4096, unit="px")
+    num_images: int = _field(64, "Pinned images.", group="Data", ge=1, le=10_000)
+    num_save_images: int = _field(8, "Reconstructions kept as pictures.", group="Data", ge=0, le=64)
+    batch_size: int = _field(4, "Images at once; does not change the figures.", group="Basic", ge=1, le=256, identity=False)
+    dtype: DType = _field("float32", "Precision.", group="Basic")
+
+
+class BenchmarkSpec(Spec):
+    """Measure cost. All models of one benchmark run interleaved, so their ratios are comparable."""
+
+    operation: ClassVar[str] = "benchmark"
+
+    models: tuple[str, ...] = _field((), "Further models that run interleaved with this one (ids).", group="Models")
+    with_baseline: bool = _field(True, "Run the baseline of each model beside it.", group="Models")
+    image_size: int = _field(128, "Side of the square images.", group="Sizes", ge=16, le=4096, unit="px")
+    batch_size: int = _field(1, "Images at once.", group="Sizes", ge=1, le=1024)
+    repeats: int = _field(20, "Timed repeats of each model.", group="Protocol", ge=3, le=10_000)
+    warmup: int = _field(3, "Untimed runs of each model before.", group="Protocol", ge=1, le=1000, advanced=True)
+    dtype: DType = _field("float32", "Precision.", group="Protocol")
+
+
+SPECS: dict[str, type[Spec]] = {
+    spec.operation: spec for spec in (ImportSpec, PruneSpec, RetrainSpec, EvaluateSpec, BenchmarkSpec)
+}
+
+
+class Preset(BaseModel):
+    """A named chain: prune, retrain, evaluate, benchmark."""
+
+    model_config = ConfigDict(frozen=True)
+
+    title: str
+    help: str
+    prune: PruneSpec
+    retrain: RetrainSpec
+
+
+def _preset(title: str, help: str, rate: float, epochs: int) -> Preset:
+    return Preset(
+        title=title,
+        help=help,
+        prune=PruneSpec(method="l2_structured", rate=rate),
+        retrain=RetrainSpec(
+            batch_size=8, n_epochs=epochs, steps_per_epoch=25, warmup_epochs=1, init_lr=5e-4, weight_decay=0.0,
+            foreground_weight=21.0, reconstruction_loss="l1+mse", val_steps=32, eval_interval=2,
+        ),
+    )  # fmt: skip
+
+
+PRESETS: dict[str, Preset] = {
+    "light": _preset("Light", "A third of the units go; a short retraining.", 0.3, 4),
+    "medium": _preset("Medium", "Half of the units go; a longer retraining.", 0.5, 12),
+    "aggressive": _preset("Aggressive", "Seven in ten units go; a long retraining.", 0.7, 24),
+}
