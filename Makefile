@@ -1,0 +1,55 @@
+# `make run` and `make test` do their own set-up; see README.md.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OFFSHOOT_HOME ?= $(CURDIR)/offshoot-home
+PORT ?= 8501
+
+.PHONY: run test demo demo-model gpu bench check format clean
+
+$(VENV)/run.stamp: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/test.stamp: requirements-dev.txt $(VENV)/run.stamp
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+## Sets everything up (packages, sample images, demo model) and serves the workbench on 127.0.0.1.
+run: $(VENV)/run.stamp
+	$(BIN)/python -m core setup
+	$(BIN)/streamlit run Home.py --server.port $(PORT)
+
+## The same main job without a browser: import the demo model, prune, retrain, evaluate, benchmark, compare.
+demo: $(VENV)/run.stamp
+	$(BIN)/python -m core demo
+
+## Lint, types and every test, the browser's included; coverage must stay over 85 %.
+test: check
+	OFFSHOOT_CHROMIUM="$$(scripts/chromium | tail -n 1)" OMP_NUM_THREADS=2 $(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=85 | tail -n 40
+
+check: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/test.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+## Trains the shipped demo model anew from scratch, with this project's own retrain job (hours on a CPU).
+demo-model: $(VENV)/run.stamp
+	$(BIN)/python -m core demo-model
+
+## On a machine with a GPU: the CUDA tests and benchmarks, under 9 minutes; results go to benchmarks/RESULTS-gpu.json.
+gpu:
+	$(PYTHON) -m benchmarks.gpu
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks.main_job
+
+clean:
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
