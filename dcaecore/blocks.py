@@ -1,0 +1,191 @@
+"""The building blocks of DC-AE, written from the facts of the paper (arXiv 2410.10733) and the efficientvit reference.
+
+Axes: B batch, C channels, H height, W width, N = H * W, D head dimension, G heads (times scales).
+Every block takes its unit counts as arguments (`mid`, `hidden`, `heads`): a pruned block is a narrower block, not another one.
+
+Notable choices:
+- RMS norm in plain torch, over the channels of each pixel, so that float64 and bfloat16 work and nothing needs to be built.
+- Attention accumulates in `promote_types(dtype, float32)`: bfloat16 stays stable and float64 tests stay float64 tests.
+- The parameter-free shortcuts are reshapes: no weights, nothing to prune.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NORM_EPS = 1e-5
+ATTENTION_EPS = 1e-15
+
+
+class RMSNorm2d(nn.Module):
+    """Per-pixel RMS over the channels with weight and bias (`trms2d` in the reference); `(B, C, H, W)` in and out."""
+
+    def __init__(self, channels: int, eps: float = NORM_EPS) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        scale_B1HW = torch.rsqrt(x_BCHW.square().mean(1, keepdim=True) + self.eps)
+        return torch.addcmul(self.bias.view(-1, 1, 1), x_BCHW * scale_B1HW, self.weight.view(-1, 1, 1))
+
+
+def make_norm(name: str, channels: int) -> nn.Module:
+    """`trms2d` or `bn2d`."""
+    return nn.BatchNorm2d(channels) if name == "bn2d" else RMSNorm2d(channels)
+
+
+def make_act(name: str) -> nn.Module:
+    """`silu` or `relu`."""
+    return nn.ReLU() if name == "relu" else nn.SiLU()
+
+
+class ResBlock(nn.Module):
+    """3x3 conv, activation, 3x3 conv, norm, plus the input; `mid` channels lie between the convolutions."""
+
+    def __init__(self, channels: int, mid: int, *, norm: str, act: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, mid, 3, padding=1)
+        self.act = make_act(act)
+        self.conv2 = nn.Conv2d(mid, channels, 3, padding=1, bias=False)
+        self.norm = make_norm(norm, channels)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW + self.norm(self.conv2(self.act(self.conv1(x_BCHW))))
+
+
+class MultiScale(nn.Module):
+    """A further scale of LiteMLA's qkv: depthwise conv, then a 1x1 conv grouped by head and by q, k, v."""
+
+    def __init__(self, heads: int, head_dim: int, kernel: int) -> None:
+        super().__init__()
+        width = 3 * heads * head_dim
+        self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width, bias=False)
+        self.pointwise = nn.Conv2d(width, width, 1, groups=3 * heads, bias=False)
+
+    def forward(self, qkv_BCHW: Tensor) -> Tensor:
+        return self.pointwise(self.depthwise(qkv_BCHW))
+
+
+class LiteMLA(nn.Module):
+    """ReLU linear attention (EfficientViT, arXiv 2205.14756) with its residual: `x + norm(proj(attention(qkv(x))))`.
+
+    Rows of qkv are interleaved by head: `3 * head_dim` rows of a head are its q, k and v. Where H * W <= head_dim the quadratic
+    form is cheaper and is used, as in the reference.
+    """
+
+    def __init__(self, channels: int, heads: int, *, head_dim: int, scales: Sequence[int], norm: str) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        width = heads * head_dim
+        self.qkv = nn.Conv2d(channels, 3 * width, 1, bias=False)
+        self.multiscale = nn.ModuleList(MultiScale(heads, head_dim, kernel) for kernel in scales)
+        self.proj = nn.Conv2d(width * (1 + len(scales)), channels, 1, bias=False)
+        self.norm = make_norm(norm, channels)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        qkv = self.qkv(x_BCHW)
+        if len(self.multiscale):
+            qkv = torch.cat([qkv, *(scale(qkv) for scale in self.multiscale)], dim=1)
+        batch, _, height, width = qkv.shape
+        dtype = torch.promote_types(qkv.dtype, torch.float32)
+        qkv_BGDN = qkv.reshape(batch, -1, 3 * self.head_dim, height * width).to(dtype)
+        q, k, v = qkv_BGDN.chunk(3, dim=2)
+        with torch.autocast(x_BCHW.device.type, enabled=False):
+            out_BGDN = _attend(q.relu(), k.relu(), v)
+        out = out_BGDN.reshape(batch, -1, height, width).to(qkv.dtype)
+        return x_BCHW + self.norm(self.proj(out))
+
+
+def _attend(q_BGDN: Tensor, k_BGDN: Tensor, v_BGDN: Tensor) -> Tensor:
+    """Kernel attention with ReLU features; the last row of `v` padded with ones gives the normaliser."""
+    if q_BGDN.shape[-1] <= q_BGDN.shape[-2]:
+        scores_BGNN = k_BGDN.transpose(-1, -2) @ q_BGDN
+        scores_BGNN = scores_BGNN / (scores_BGNN.sum(dim=2, keepdim=True) + ATTENTION_EPS)
+        return v_BGDN @ scores_BGNN
+    v_BGDN = F.pad(v_BGDN, (0, 0, 0, 1), value=1.0)
+    out = (v_BGDN @ k_BGDN.transpose(-1, -2)) @ q_BGDN
+    return out[:, :, :-1] / (out[:, :, -1:] + ATTENTION_EPS)
+
+
+class GLUMBConv(nn.Module):
+    """Gated inverted bottleneck with its residual: 1x1 conv to 2 * hidden, SiLU, depthwise 3x3, x * act(gate), 1x1 conv, norm."""
+
+    def __init__(self, channels: int, hidden: int, *, norm: str, act: str) -> None:
+        super().__init__()
+        self.inverted = nn.Conv2d(channels, 2 * hidden, 1)
+        self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
+        self.pointwise = nn.Conv2d(hidden, channels, 1, bias=False)
+        self.act = make_act(act)
+        self.norm = make_norm(norm, channels)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x, gate = self.depthwise(self.act(self.inverted(x_BCHW))).chunk(2, dim=1)
+        return x_BCHW + self.norm(self.pointwise(x * self.act(gate)))
+
+
+class EViTBlock(nn.Module):
+    """LiteMLA, then GLUMBConv, each with its residual."""
+
+    def __init__(
+        self, channels: int, heads: int, hidden: int, *, head_dim: int, scales: Sequence[int], norm: str
+    ) -> None:
+        super().__init__()
+        self.attn = LiteMLA(channels, heads, head_dim=head_dim, scales=scales, norm=norm)
+        self.glu = GLUMBConv(channels, hidden, norm=norm, act="silu")
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.glu(self.attn(x_BCHW))
+
+
+def average_channels(x_BCHW: Tensor, channels: int) -> Tensor:
+    """Mean over groups of adjacent channels: `(B, C, H, W)` to `(B, channels, H, W)`; C is a multiple of `channels`."""
+    return x_BCHW.unflatten(1, (channels, -1)).mean(2)
+
+
+def duplicate_channels(x_BCHW: Tensor, channels: int) -> Tensor:
+    """Each channel repeated in place: `(B, C, H, W)` to `(B, channels, H, W)`; `channels` is a multiple of C."""
+    return x_BCHW.repeat_interleave(channels // x_BCHW.shape[1], dim=1)
+
+
+class Downsample(nn.Module):
+    """Halves height and width: conv + pixel-unshuffle, or a stride-2 conv; shortcut = pixel-unshuffle, then channel means."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, resample: str, shortcut: bool) -> None:
+        super().__init__()
+        self.channels_out = channels_out
+        self.unshuffle = resample == "unshuffle"
+        self.shortcut = shortcut
+        if self.unshuffle:
+            self.conv = nn.Conv2d(channels_in, channels_out // 4, 3, padding=1)
+        else:
+            self.conv = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        y = self.conv(x_BCHW)
+        if self.unshuffle:
+            y = F.pixel_unshuffle(y, 2)
+        return y + average_channels(F.pixel_unshuffle(x_BCHW, 2), self.channels_out) if self.shortcut else y
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: conv + pixel-shuffle, or nearest x2 + conv; shortcut = channel copies, then pixel-shuffle."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, resample: str, shortcut: bool) -> None:
+        super().__init__()
+        self.channels_out = channels_out
+        self.shuffle = resample == "shuffle"
+        self.shortcut = shortcut
+        self.conv = nn.Conv2d(channels_in, channels_out * 4 if self.shuffle else channels_out, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if self.shuffle:
+            y = F.pixel_shuffle(self.conv(x_BCHW), 2)
+        else:
+            y = self.conv(F.interpolate(x_BCHW, scale_factor=2, mode="nearest"))
+        return y + F.pixel_shuffle(duplicate_channels(x_BCHW, 4 * self.channels_out), 2) if self.shortcut else y

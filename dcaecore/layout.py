@@ -1,0 +1,128 @@
+"""Which units of a config a model keeps: its layout, free of torch.
+
+A *site* is a place where whole units can be removed and nothing else changes shape (reference: torch-pruning's dependency
+groups, Fang et al., arXiv 2301.12900):
+
+    mid      one middle channel of a ResBlock: conv1's row and bias, conv2's column
+    hidden   one GLU pair (i, i + h): two rows of the inverted and depthwise convolutions, one column of the point convolution
+    heads    one attention head: 3 * head_dim rows of qkv (and of each further scale), head_dim columns of proj a scale
+
+A layout names kept units in the *original* coordinates (those of the config), so prunings compose and a unit keeps its name for
+life. A site that is not named keeps all its units: the empty layout is the dense model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from dcaecore.config import DCAEConfig
+from dcaecore.errors import ConfigError
+
+SiteKind = Literal["mid", "hidden", "heads"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where units can be removed; `total` counts them before any pruning."""
+
+    name: str
+    kind: SiteKind
+    total: int
+    coder: str
+    stage: int
+    block: int
+
+
+def sites(config: DCAEConfig) -> dict[str, Site]:
+    """All sites of a config by name, encoder first, in the order in which data flows through each stage list."""
+    found: dict[str, Site] = {}
+    for coder_name in ("encoder", "decoder"):
+        coder = config.coder(coder_name)
+        for stage in range(coder.num_stages):
+            for block in range(coder.depths[stage]):
+                prefix = f"{coder_name}.stages.{stage}.blocks.{block}"
+                kinds: tuple[tuple[SiteKind, int], ...]
+                if coder.blocks[stage] == "resblock":
+                    kinds = (("mid", coder.widths[stage]),)
+                else:
+                    kinds = (("heads", coder.heads(stage)), ("hidden", coder.hidden(stage)))
+                for kind, total in kinds:
+                    found[f"{prefix}.{kind}"] = Site(f"{prefix}.{kind}", kind, total, coder_name, stage, block)
+    return found
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Kept units of each pruned site, ascending, in original coordinates."""
+
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def width(self, site: Site) -> int:
+        """Units that a site still has."""
+        kept = self.kept.get(site.name)
+        return site.total if kept is None else len(kept)
+
+    def units(self, site: Site) -> tuple[int, ...]:
+        """Original indices of the units that a site still has."""
+        kept = self.kept.get(site.name)
+        return tuple(range(site.total)) if kept is None else kept
+
+    def validate(self, config: DCAEConfig) -> None:
+        """Raises ConfigError for an unknown site, an empty one, or indices that are not ascending and in range."""
+        known = sites(config)
+        for name, kept in self.kept.items():
+            if name not in known:
+                raise ConfigError(f"This config has no site {name!r}.", code="unknown_site", given=name, legal=sorted(known)[:8])
+            _check_indices(name, kept, known[name].total)
+
+    def compose(self, config: DCAEConfig, keep: Mapping[str, Sequence[int]]) -> Layout:
+        """This layout with only `keep` (indices in *current* coordinates) of the named sites; raises ConfigError as `validate`."""
+        known = sites(config)
+        kept = dict(self.kept)
+        for name, indices in keep.items():
+            if name not in known:
+                raise ConfigError(f"This config has no site {name!r}.", code="unknown_site", given=name, legal=sorted(known)[:8])
+            units = self.units(known[name])
+            _check_indices(name, indices, len(units))
+            if len(indices) < len(units):
+                kept[name] = tuple(units[i] for i in indices)
+        return Layout(kept)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them back."""
+        return {"version": 1, "kept": {name: list(kept) for name, kept in sorted(self.kept.items())}}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Layout:
+        """Reads `to_json`'s values; raises ConfigError for another version."""
+        if not data:
+            return cls()
+        if data.get("version") != 1:
+            raise ConfigError("This layout was made by another version.", given=data.get("version"), legal=1)
+        return cls({str(name): tuple(int(i) for i in kept) for name, kept in data["kept"].items()})
+
+    @cached_property
+    def _digest(self) -> str:
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def digest(self) -> str:
+        """sha256 of the canonical JSON: a plan names the layout that it was made for by it."""
+        return self._digest
+
+
+def _check_indices(name: str, indices: Sequence[int], total: int) -> None:
+    if len(indices) == 0:
+        raise ConfigError(f"{name} would lose its last unit.", code="empty_site", given=0, legal=f"1 to {total} units")
+    if indices[0] < 0 or indices[-1] >= total or any(a >= b for a, b in zip(indices[:-1], indices[1:], strict=True)):
+        raise ConfigError(
+            f"Kept units of {name} must be ascending and below {total}.",
+            code="bad_indices",
+            given=list(indices)[:8],
+            legal=f"ascending, 0 to {total - 1}",
+        )

@@ -1,0 +1,160 @@
+"""DC-AE as a module, built from a config and a layout; `(B, 3, H, W)` images in [-1, 1] to latents and back.
+
+Module names are our state-dict keys:
+
+    encoder.conv_in  encoder.stages.i.blocks.j  encoder.stages.i.down  encoder.conv_out
+    decoder.conv_in  decoder.stages.i.up        decoder.stages.i.blocks.j  decoder.norm_out  decoder.conv_out
+
+A decoder stage upsamples from the coarser stage first, then runs its blocks; stages run from coarse to fine.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dcaecore.blocks import (
+    Downsample,
+    EViTBlock,
+    ResBlock,
+    Upsample,
+    average_channels,
+    duplicate_channels,
+    make_act,
+    make_norm,
+)
+from dcaecore.config import DCAEConfig
+from dcaecore.layout import Layout, sites
+
+
+class Stage(nn.Module):
+    """The blocks of one resolution, with the resampling layer towards it (decoder: `up`) or from it (encoder: `down`)."""
+
+    def __init__(self, blocks: list[nn.Module], *, down: nn.Module | None = None, up: nn.Module | None = None) -> None:
+        super().__init__()
+        if up is not None:
+            self.up = up
+        self.blocks = nn.ModuleList(blocks)
+        if down is not None:
+            self.down = down
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if hasattr(self, "up"):
+            x_BCHW = self.up(x_BCHW)
+        for block in self.blocks:
+            x_BCHW = block(x_BCHW)
+        return self.down(x_BCHW) if hasattr(self, "down") else x_BCHW
+
+
+def _blocks(config: DCAEConfig, layout: Layout, coder_name: str, stage: int) -> list[nn.Module]:
+    coder = config.coder(coder_name)
+    known = sites(config)
+    width, norm, act = coder.widths[stage], coder.norms[stage], coder.acts[stage]
+    made: list[nn.Module] = []
+    for index in range(coder.depths[stage]):
+        prefix = f"{coder_name}.stages.{stage}.blocks.{index}"
+        if coder.blocks[stage] == "resblock":
+            made.append(ResBlock(width, layout.width(known[f"{prefix}.mid"]), norm=norm, act=act))
+        else:
+            heads = layout.width(known[f"{prefix}.heads"])
+            hidden = layout.width(known[f"{prefix}.hidden"])
+            made.append(
+                EViTBlock(width, heads, hidden, head_dim=coder.head_dim, scales=coder.scales[stage], norm=norm)
+            )
+    return made
+
+
+class Encoder(nn.Module):
+    """Images to latents."""
+
+    def __init__(self, config: DCAEConfig, layout: Layout) -> None:
+        super().__init__()
+        coder = config.encoder
+        self.latent_channels = config.latent_channels
+        self.shortcut = coder.shortcut
+        first = 0 if coder.depths[0] else 1
+        if first == 0:
+            self.conv_in: nn.Module = nn.Conv2d(config.in_channels, coder.widths[0], 3, padding=1)
+        else:
+            self.conv_in = Downsample(config.in_channels, coder.widths[1], resample=coder.resample, shortcut=False)
+        stages: list[nn.Module] = []
+        for stage in range(coder.num_stages):
+            down = None
+            if first <= stage < coder.num_stages - 1:
+                widths = coder.widths[stage], coder.widths[stage + 1]
+                down = Downsample(*widths, resample=coder.resample, shortcut=coder.shortcut)
+            stages.append(Stage(_blocks(config, layout, "encoder", stage), down=down))
+        self.stages = nn.ModuleList(stages)
+        self.conv_out = nn.Conv2d(coder.widths[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x = self.conv_in(x_BCHW)
+        for stage in self.stages:
+            x = stage(x)
+        y = self.conv_out(x)
+        return y + average_channels(x, self.latent_channels) if self.shortcut else y
+
+
+class Decoder(nn.Module):
+    """Latents to images; not clamped."""
+
+    def __init__(self, config: DCAEConfig, layout: Layout) -> None:
+        super().__init__()
+        coder = config.decoder
+        self.width_in = coder.widths[-1]
+        self.shortcut = coder.shortcut
+        first = 0 if coder.depths[0] else 1
+        self.conv_in = nn.Conv2d(config.latent_channels, coder.widths[-1], 3, padding=1)
+        stages: list[nn.Module] = []
+        for stage in range(coder.num_stages):
+            up = None
+            if first <= stage < coder.num_stages - 1:
+                widths = coder.widths[stage + 1], coder.widths[stage]
+                up = Upsample(*widths, resample=coder.resample, shortcut=coder.shortcut)
+            stages.append(Stage(_blocks(config, layout, "decoder", stage), up=up))
+        self.stages = nn.ModuleList(stages)
+        width_out = coder.widths[first]
+        self.norm_out = make_norm(coder.out_norm, width_out)
+        self.act_out = make_act(coder.out_act)
+        if first == 0:
+            self.conv_out: nn.Module = nn.Conv2d(width_out, config.in_channels, 3, padding=1)
+        else:
+            self.conv_out = Upsample(width_out, config.in_channels, resample=coder.resample, shortcut=False)
+
+    def forward(self, z_BCHW: Tensor) -> Tensor:
+        x = self.conv_in(z_BCHW)
+        if self.shortcut:
+            x = x + duplicate_channels(z_BCHW, self.width_in)
+        for stage in reversed(self.stages):
+            x = stage(x)
+        return self.conv_out(self.act_out(self.norm_out(x)))
+
+
+class DCAE(nn.Module):
+    """Deep compression autoencoder. Deterministic: no sampling, no KL.
+
+    `config` says the shape, `layout` which units are kept of it (None: all). Raises ConfigError for a layout that does not fit.
+    """
+
+    def __init__(self, config: DCAEConfig, layout: Layout | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.layout = layout or Layout()
+        self.layout.validate(config)
+        self.encoder = Encoder(config, self.layout)
+        self.decoder = Decoder(config, self.layout)
+
+    def encode(self, x_BCHW: Tensor) -> Tensor:
+        """`(B, 3, H, W)` in [-1, 1] to `(B, latent_channels, H / s, W / s)`, unscaled; s is the spatial compression.
+
+        Raises ConfigError where H or W does not divide by s.
+        """
+        self.config.check_image_size(x_BCHW.shape[-2], x_BCHW.shape[-1])
+        return self.encoder(x_BCHW)
+
+    def decode(self, z_BCHW: Tensor) -> Tensor:
+        """`(B, latent_channels, h, w)` to images of about [-1, 1], not clamped."""
+        return self.decoder(z_BCHW)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """The reconstruction: `decode(encode(x))`."""
+        return self.decode(self.encode(x_BCHW))

@@ -1,0 +1,134 @@
+"""The known shapes of DC-AE by name, and where their published weights lie. Free of torch.
+
+Widths, depths and kinds follow the published configs (efficientvit `ae_model_zoo.py`; diffusers `config.json` of each id;
+DC-AE-Lite of DC-Gen). `demo-f32c32` is the small model that this project trains and ships; `tiny` is for tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dcaecore.config import CoderConfig, DCAEConfig
+
+DEMO_VARIANT = "demo-f32c32"
+DEMO_FILE = Path(__file__).parent / "demo" / "demo-f32c32.safetensors"
+
+_WIDTHS = (128, 256, 512, 512, 1024, 1024, 2048, 2048)
+
+
+def _kinds(count: int, resblocks: int = 3) -> tuple:
+    return ("resblock",) * resblocks + ("evit",) * (count - resblocks)
+
+
+def _imagenet(stages: int, latent: int, scaling: float) -> DCAEConfig:
+    """The `in` and `mix` shapes: first three stages ResBlock; the decoder's use BatchNorm and ReLU."""
+    widths = _WIDTHS[:stages]
+    encoder = CoderConfig(
+        widths=widths,
+        depths=((0, 4, 8) + (2,) * 5)[:stages],
+        blocks=_kinds(stages),
+        scales=((),) * stages,
+        norms=("trms2d",) * stages,
+        acts=("silu",) * stages,
+        resample="unshuffle",
+    )
+    decoder = CoderConfig(
+        widths=widths,
+        depths=((0, 5, 10) + (2,) * 5)[:stages],
+        blocks=_kinds(stages),
+        scales=((),) * stages,
+        norms=("bn2d",) * 3 + ("trms2d",) * (stages - 3),
+        acts=("relu",) * 3 + ("silu",) * (stages - 3),
+        resample="shuffle",
+    )
+    return DCAEConfig(encoder, decoder, latent_channels=latent, scaling_factor=scaling)
+
+
+def _sana() -> DCAEConfig:
+    scales = ((), (), (), (5,), (5,), (5,))
+    encoder = CoderConfig(
+        widths=_WIDTHS[:6],
+        depths=(2, 2, 2, 3, 3, 3),
+        blocks=_kinds(6),
+        scales=scales,
+        norms=("trms2d",) * 6,
+        acts=("silu",) * 6,
+        resample="conv",
+    )
+    decoder = replace(encoder, depths=(3,) * 6, resample="interpolate")
+    return DCAEConfig(encoder, decoder, latent_channels=32, scaling_factor=0.41407)
+
+
+def _lite() -> DCAEConfig:
+    """DC-AE-Lite: sana's encoder, a decoder of ResBlocks alone."""
+    decoder = CoderConfig(
+        widths=_WIDTHS[:6],
+        depths=(0, 3, 5, 4, 4, 4),
+        blocks=("resblock",) * 6,
+        scales=((),) * 6,
+        norms=("trms2d",) * 6,
+        acts=("silu",) * 6,
+        resample="shuffle",
+        out_act="silu",
+    )
+    return DCAEConfig(_sana().encoder, decoder, latent_channels=32, scaling_factor=0.41407)
+
+
+def _demo() -> DCAEConfig:
+    """f32c32's shape with a 64th of its weights: for 128 px frames on two CPU cores."""
+    encoder = CoderConfig(
+        widths=(32, 32, 64, 128, 128, 256),
+        depths=(0, 1, 2, 2, 2, 1),
+        blocks=_kinds(6),
+        scales=((),) * 6,
+        norms=("trms2d",) * 6,
+        acts=("silu",) * 6,
+        resample="unshuffle",
+    )
+    decoder = replace(encoder, depths=(0, 1, 2, 2, 2, 1), resample="shuffle")
+    return DCAEConfig(encoder, decoder, latent_channels=32)
+
+
+def _tiny() -> DCAEConfig:
+    """8x compression with a ResBlock and an EfficientViT stage, under 0.3 M weights."""
+    encoder = CoderConfig(
+        widths=(16, 16, 32, 64),
+        depths=(0, 1, 1, 1),
+        blocks=("resblock", "resblock", "resblock", "evit"),
+        scales=((),) * 4,
+        norms=("trms2d",) * 4,
+        acts=("silu",) * 4,
+        resample="unshuffle",
+        expand=2,
+    )
+    return DCAEConfig(encoder, replace(encoder, resample="shuffle"), latent_channels=16)
+
+
+VARIANTS: dict[str, DCAEConfig] = {
+    "dc-ae-f32c32-in": _imagenet(6, 32, 0.3189),
+    "dc-ae-f32c32-mix": _imagenet(6, 32, 0.4552),
+    "dc-ae-f64c128-in": _imagenet(7, 128, 0.2889),
+    "dc-ae-f64c128-mix": _imagenet(7, 128, 0.4538),
+    "dc-ae-f128c512-in": _imagenet(8, 512, 0.4883),
+    "dc-ae-f128c512-mix": _imagenet(8, 512, 0.3620),
+    "dc-ae-f32c32-sana-1.0": _sana(),
+    "dc-ae-f32c32-sana-1.1": _sana(),
+    "dc-ae-lite-f32c32": _lite(),
+    DEMO_VARIANT: _demo(),
+    "tiny": _tiny(),
+}
+
+PUBLISHED = tuple(name for name in VARIANTS if name.startswith("dc-ae-") and "lite" not in name)
+HUB_IDS: dict[str, tuple[str, str]] = {
+    name: (f"mit-han-lab/{name}", f"mit-han-lab/{name}-diffusers") for name in PUBLISHED
+}
+"""Variant -> Hugging Face ids of its weights with the original keys and with diffusers' keys."""
+
+
+def find_variant(config: DCAEConfig) -> str | None:
+    """The name of a config's shape, or None. Shapes that differ in the scaling factor alone share the first name."""
+    for name, known in VARIANTS.items():
+        if replace(known, scaling_factor=config.scaling_factor) == config:
+            return name
+    return None
