@@ -79,14 +79,14 @@ def _demo() -> DCAEConfig:
     """f32c32's shape with a 64th of its weights: for 128 px frames on two CPU cores."""
     encoder = CoderConfig(
         widths=(32, 32, 64, 128, 128, 256),
-        depths=(0, 1, 2, 2, 2, 1),
+        depths=(0, 1, 1, 2, 1, 1),
         blocks=_kinds(6),
         scales=((),) * 6,
         norms=("trms2d",) * 6,
         acts=("silu",) * 6,
         resample="unshuffle",
     )
-    decoder = replace(encoder, depths=(0, 1, 2, 2, 2, 1), resample="shuffle")
+    decoder = replace(encoder, depths=(0, 1, 2, 2, 1, 1), resample="shuffle")
     return DCAEConfig(encoder, decoder, latent_channels=32)
 
 

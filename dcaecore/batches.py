@@ -1,0 +1,176 @@
+"""Training batches: which rows a step sees is a pure function of (seed, global step), so a resumed run sees the same ones.
+
+Images are decoded and resized once and kept as uint8 (up to a memory cap), so small sets cost nothing after the first epoch.
+Loader *threads*, not processes: Pillow and zlib release the interpreter lock, decoding is the only work, and threads share the
+cache and start at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dcaecore.data import Frames
+from dcaecore.errors import DataError
+from dcaecore.images import foreground, to_square
+
+MEDIAN_FRAMES = 32
+MIN_MEDIAN_FRAMES = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images."""
+
+    images_BCHW: Tensor
+    """float32 in [-1, 1]."""
+    content_B1HW: Tensor
+    """bool: not padding."""
+    foreground_B1HW: Tensor
+    """bool: pixels that move; all False where an episode has fewer than 16 frames."""
+    row_ids: tuple[str, ...]
+
+
+class ImageCache:
+    """Decoded, padded, resized rows of a source, with each episode's median frame."""
+
+    def __init__(self, frames: Frames, image_size: int, *, cap_bytes: int = 2 << 30) -> None:
+        self.frames = frames
+        self.image_size = image_size
+        self._room = cap_bytes
+        self._kept: dict[int, tuple[np.ndarray, tuple[int, int, int, int]]] = {}
+        self.median = lru_cache(maxsize=256)(self._median)
+
+    def row(self, index: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+        """uint8 `(S, S, 3)` and the content box of a row; raises DataError for a broken one."""
+        found = self._kept.get(index)
+        if found is None:
+            found = to_square(self.frames.image(index), self.image_size)
+            if self._room >= found[0].nbytes:
+                self._room -= found[0].nbytes
+                self._kept[index] = found
+        return found
+
+    def _median(self, episode: int) -> np.ndarray | None:
+        assert self.frames.episodes is not None
+        rows = np.flatnonzero(self.frames.episodes == episode)
+        chosen = rows[np.unique(np.linspace(0, len(rows) - 1, MEDIAN_FRAMES).astype(int))]
+        images = []
+        for row in chosen:
+            try:
+                images.append(self.row(int(row))[0])
+            except DataError:
+                continue  # the row is counted and named where it is drawn
+        if len(images) < MIN_MEDIAN_FRAMES:
+            return None
+        return np.median(np.stack(images), axis=0).astype(np.uint8)
+
+    def foreground(self, index: int) -> np.ndarray:
+        """bool `(S, S)`: pixels of a row that differ from its episode's median frame."""
+        image, _ = self.row(index)
+        median = None if self.frames.episodes is None else self.median(int(self.frames.episodes[index]))
+        if median is None:
+            return np.zeros(image.shape[:2], dtype=bool)
+        return foreground(image[None], median)[0]
+
+
+class BatchStream:
+    """An endless, seekable stream of batches.
+
+    Epochs are permutations of the rows by (seed, epoch); step s of world w takes rows `[s * global_batch, ...)` of that sequence,
+    of which rank r takes its share. A broken row raises, or with `skip_broken` its place is taken by the next row of the order,
+    and it is counted in `skipped`.
+    """
+
+    def __init__(
+        self,
+        cache: ImageCache,
+        rows: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+        skip_broken: bool = False,
+        with_foreground: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if len(rows) == 0:
+            raise DataError("There are no training images.", code="no_data", given=0)
+        self.cache = cache
+        self.rows = np.asarray(rows)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.skip_broken = skip_broken
+        self.with_foreground = with_foreground
+        self.rank, self.world_size = rank, world_size
+        self.skipped: set[str] = set()
+        self._order = lru_cache(maxsize=4)(self._permutation)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+
+    def rows_of(self, step: int) -> list[int]:
+        """Row indices of a global step on this rank."""
+        share = self.batch_size // self.world_size
+        first = step * self.batch_size + self.rank * share
+        count = len(self.rows)
+        return [int(self._order(p // count)[p % count]) for p in range(first, first + share)]
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a global step (from 0)."""
+        images, contents, foregrounds, ids = [], [], [], []
+        size = self.cache.image_size
+        for place, wanted in enumerate(self.rows_of(step)):
+            row = self._readable(wanted, step, place)
+            image, (top, bottom, left, right) = self.cache.row(row)
+            content = np.zeros((size, size), dtype=bool)
+            content[top:bottom, left:right] = True
+            images.append(image)
+            contents.append(content)
+            if self.with_foreground:
+                foregrounds.append(self.cache.foreground(row) & content)
+            ids.append(self.cache.frames.row_ids[row])
+        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0)
+        content_B1HW = torch.from_numpy(np.stack(contents)).unsqueeze(1)
+        moving = torch.from_numpy(np.stack(foregrounds)).unsqueeze(1) if foregrounds else torch.zeros_like(content_B1HW)
+        return Batch(x.contiguous(), content_B1HW, moving, tuple(ids))
+
+    def _readable(self, row: int, step: int, place: int) -> int:
+        for offset in range(len(self.rows)):
+            try:
+                self.cache.row(row)
+                return row
+            except DataError:
+                if not self.skip_broken:
+                    raise
+                self.skipped.add(self.cache.frames.row_ids[row])
+                row = int(self._order(0)[(step * self.batch_size + place + offset + 1) % len(self.rows)])
+        raise DataError("Every training image is broken.", code="no_data", given=len(self.rows))
+
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        """Batches from a global step on, prefetched by `num_workers` threads; close the iterator to end them."""
+        if self.num_workers == 0:
+            step = start_step
+            while True:
+                yield self.batch(step)
+                step += 1
+        with ThreadPoolExecutor(self.num_workers, thread_name_prefix="loader") as pool:
+            ahead: list[Future[Batch]] = [pool.submit(self.batch, start_step + i) for i in range(2 * self.num_workers)]
+            step = start_step + len(ahead)
+            try:
+                while True:
+                    future = ahead.pop(0)
+                    ahead.append(pool.submit(self.batch, step))
+                    step += 1
+                    yield future.result()
+            finally:
+                for future in ahead:
+                    future.cancel()

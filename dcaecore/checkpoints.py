@@ -1,0 +1,151 @@
+"""Training checkpoints: a folder that holds all that a run needs to go on bit for bit.
+
+    model.safetensors  ema.safetensors  best.safetensors  optimizer.safetensors  state.json  digest
+
+`digest` is written last: a folder without it, or whose digest does not fit, is not a checkpoint. A folder is written under a
+partial name and renamed, so the older checkpoint stays whole whatever happens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dcaecore.errors import CheckpointError
+
+FORMAT = 1
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while training."""
+
+    step: int
+    """Steps done."""
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    """`<parameter>:<moment>` -> tensor."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """JSON values: best figure and step, skipped rows, thread count."""
+
+
+def save_checkpoint(folder: Path, state: TrainState) -> Path:
+    """Writes `folder/step_<8 digits>`, whole or not at all; returns it."""
+    target = folder / f"step_{state.step:08d}"
+    partial = folder / f".partial-{os.getpid()}-{state.step}"
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    try:
+        for name in ("model", "ema", "best", "optimizer"):
+            tensors = {key: value.detach().cpu().contiguous() for key, value in getattr(state, name).items()}
+            if tensors:
+                save_file(tensors, partial / f"{name}.safetensors")
+        facts = {"format": FORMAT, "step": state.step, **state.facts}
+        (partial / "state.json").write_text(json.dumps(facts, sort_keys=True))
+        _sync(partial)
+        (partial / "digest").write_text(_digest(partial))
+        _sync(partial)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(partial, target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"The checkpoint of step {state.step} could not be written: {error}",
+            code="checkpoint_write",
+            given=str(target),
+            next="Free some disk space; the older checkpoint is whole.",
+        ) from error
+    return target
+
+
+def load_checkpoint(path: Path) -> TrainState:
+    """Reads a checkpoint folder; raises CheckpointError where it is damaged or of a newer format."""
+    if not is_whole(path):
+        raise CheckpointError(f"{path.name} is not a whole checkpoint.", code="checkpoint_damaged", given=str(path))
+    facts = json.loads((path / "state.json").read_text())
+    if facts.pop("format") > FORMAT:
+        raise CheckpointError(f"{path.name} was written by a newer version.", code="checkpoint_format", legal=FORMAT)
+    parts = {
+        name: load_file(path / f"{name}.safetensors") if (path / f"{name}.safetensors").exists() else {}
+        for name in ("model", "ema", "best", "optimizer")
+    }
+    return TrainState(step=facts.pop("step"), facts=facts, **parts)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a folder is a checkpoint whose files are as they were written."""
+    digest = path / "digest"
+    return digest.exists() and digest.read_text() == _digest(path)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint with the most steps in a job's folder, or None."""
+    if not folder.exists():
+        return None
+    return next((p for p in sorted(folder.glob("step_*"), reverse=True) if is_whole(p)), None)
+
+
+def clean_checkpoints(folder: Path, *, keep: int = 2) -> list[Path]:
+    """Removes all but the newest `keep` checkpoints; returns what was removed."""
+    old = sorted(folder.glob("step_*"))[:-keep]
+    for path in old:
+        shutil.rmtree(path)
+    return old
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.name != "digest"):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
+    """An optimizer's per-parameter state as named tensors; `names` maps `id(parameter)` to its name."""
+    found: dict[str, Tensor] = {}
+    for parameter, moments in optimizer.state.items():
+        for key, value in moments.items():
+            if isinstance(value, Tensor):
+                found[f"{names[id(parameter)]}:{key}"] = value.detach().clone()
+    return found
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, moment = key.rpartition(":")
+        by_name.setdefault(name, {})[moment] = value
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            moments = by_name.get(names[id(parameter)])
+            if moments is not None:
+                optimizer.state[parameter] = {
+                    key: value.clone() if key == "step" else value.to(parameter.device).clone()
+                    for key, value in moments.items()
+                }

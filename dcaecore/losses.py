@@ -1,0 +1,67 @@
+"""The training loss: a pixel loss over content, weighted towards what moves, and optionally a perceptual term."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcaecore.errors import ConfigError
+
+RECONSTRUCTION_LOSSES = ("l1", "mse", "l1+mse")
+
+
+def lpips_status() -> tuple[bool, str]:
+    """Whether LPIPS can be used here, and if not, why."""
+    for package in ("lpips", "torchvision"):
+        if importlib.util.find_spec(package) is None:
+            return False, f"the package `{package}` is not installed (pip install lpips torchvision, and its weights)"
+    return True, "available"
+
+
+class ReconstructionLoss(nn.Module):
+    """`reconstruction + perceptual_weight * LPIPS`, over content pixels.
+
+    Each pixel's weight is `foreground_weight` in the foreground and 1 elsewhere; the loss is the weighted mean, so its scale does
+    not depend on the weight. Images are in [-1, 1]: an L1 of 0.01 is 1.3 of 255.
+    """
+
+    def __init__(self, kind: str = "l1", *, foreground_weight: float = 1.0, perceptual_weight: float = 0.0) -> None:
+        super().__init__()
+        if kind not in RECONSTRUCTION_LOSSES:
+            raise ConfigError(f"There is no reconstruction loss {kind!r}.", given=kind, legal=RECONSTRUCTION_LOSSES)
+        self.kind = kind
+        self.foreground_weight = foreground_weight
+        self.perceptual_weight = perceptual_weight
+        self._lpips: Any = None
+        if perceptual_weight > 0:
+            available, reason = lpips_status()
+            if not available:
+                raise ConfigError(
+                    f"The perceptual loss is off: {reason}.", code="no_lpips", given=perceptual_weight, legal=0.0
+                )
+            import lpips
+
+            self._lpips = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
+
+    def forward(
+        self, output_BCHW: Tensor, target_BCHW: Tensor, content_B1HW: Tensor, foreground_B1HW: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total and its parts, as scalars that carry gradients."""
+        difference = output_BCHW.float() - target_BCHW
+        weight = content_B1HW.to(difference.dtype)
+        if self.foreground_weight != 1.0:
+            weight = weight * (1.0 + (self.foreground_weight - 1.0) * foreground_B1HW.to(difference.dtype))
+        total_weight = weight.sum() * difference.shape[1]
+        parts: dict[str, Tensor] = {}
+        if "l1" in self.kind:
+            parts["l1"] = (difference.abs() * weight).sum() / total_weight
+        if "mse" in self.kind:
+            parts["mse"] = (difference.square() * weight).sum() / total_weight
+        loss = torch.stack(list(parts.values())).sum()
+        if self._lpips is not None:
+            parts["lpips"] = self._lpips(output_BCHW.float(), target_BCHW).mean()
+            loss = loss + self.perceptual_weight * parts["lpips"]
+        return loss, parts
