@@ -1,0 +1,177 @@
+"""Model files: one safetensors file with config, layout and masks; no pickle is written.
+
+The file has a single metadata key, `offshoot`, with sorted JSON (several keys would be written in random order, and equal models
+would become different files). The mask of a pruned parameter is stored as `mask:<parameter>`, one bit a weight. Saving and loading
+are bit-equal. The digest is over names, dtypes, shapes and bytes of weights and masks, whatever the container.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dcaecore.config import DCAEConfig
+from dcaecore.errors import CheckpointError
+from dcaecore.layout import Layout
+from dcaecore.model import DCAE
+
+FORMAT = 1
+KEY = "offshoot"
+MASK_PREFIX = "mask:"
+
+
+@dataclass
+class LoadedModel:
+    """A model from a file. `masks` (parameter -> bool, True = kept) are those of an unstructured pruning."""
+
+    model: DCAE
+    masks: dict[str, Tensor]
+    header: dict[str, Any]
+
+
+def save_model(
+    path: Path,
+    state: Mapping[str, Tensor],
+    *,
+    config: DCAEConfig,
+    layout: Layout,
+    masks: Mapping[str, Tensor] | None = None,
+    family: str = "dcae",
+) -> None:
+    """Writes a model whole or not at all (partial name, fsync, rename)."""
+    masks = masks or {}
+    header = {
+        "format": FORMAT,
+        "family": family,
+        "config": config.to_json(),
+        "layout": layout.to_json(),
+        "masks": {name: list(mask.shape) for name, mask in sorted(masks.items())},
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    for name, mask in masks.items():
+        bits = np.packbits(mask.detach().cpu().numpy().astype(bool).reshape(-1))
+        tensors[MASK_PREFIX + name] = torch.from_numpy(bits)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        save_file(tensors, partial, metadata={KEY: json.dumps(header, sort_keys=True, separators=(",", ":"))})
+        descriptor = os.open(partial, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"The model could not be written: {error}", code="write", given=str(path), next="Free some disk space."
+        ) from error
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The metadata of a model file; raises CheckpointError where it is none of ours or damaged."""
+    header = read_metadata(path).get(KEY)
+    if header is None:
+        raise CheckpointError(f"{path.name} is a safetensors file, but not one of Offshoot's.", code="foreign")
+    found: dict[str, Any] = json.loads(header)
+    if found["format"] > FORMAT:
+        raise CheckpointError(f"{path.name} was written by a newer version.", code="format", legal=FORMAT)
+    return found
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The `__metadata__` of a safetensors file, its size checked; raises CheckpointError where it is damaged or another kind."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(size, 100 << 20):
+                raise ValueError("the header is longer than the file")
+            header = json.loads(file.read(length))
+        end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no file {path}.", code="no_file", given=str(path)) from error
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path.name} is no safetensors file: {error}", code="not_a_checkpoint") from error
+    if 8 + length + end != size:
+        raise CheckpointError(
+            f"{path.name} is cut short: {size:,} bytes of {8 + length + end:,}.",
+            code="truncated",
+            next="Copy or download it again.",
+        )
+    return dict(header.get("__metadata__", {}))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU."""
+    read_metadata(path)
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+
+
+def split_masks(tensors: dict[str, Tensor], shapes: Mapping[str, list[int]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and unpacked bool masks of a file's tensors."""
+    masks = {}
+    for name, shape in shapes.items():
+        bits = np.unpackbits(tensors.pop(MASK_PREFIX + name).numpy(), count=int(np.prod(shape)))
+        masks[name] = torch.from_numpy(bits.astype(bool)).reshape(shape)
+    return tensors, masks
+
+
+def build(config: DCAEConfig, layout: Layout, state: Mapping[str, Tensor], *, name: str = "the file") -> DCAE:
+    """A model around given tensors (skeleton on `meta`, then assigned), strict; raises CheckpointError that names what differs."""
+    with torch.device("meta"):
+        model = DCAE(config, layout)
+    expected = model.state_dict()
+    missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which the model has not"
+        raise CheckpointError(
+            f"{name} does not fit the model: it {what} ({len(missing)} missing, {len(extra)} unknown).", code="wrong_keys"
+        )
+    for key, value in expected.items():
+        if value.shape != state[key].shape:
+            raise CheckpointError(
+                f"{name}: {key} has shape {tuple(state[key].shape)} where the model has {tuple(value.shape)}.",
+                code="wrong_shape",
+            )
+    model.load_state_dict(dict(state), strict=True, assign=True)
+    return model.requires_grad_(True).eval()
+
+
+def load_model(path: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedModel:
+    """Reads a model file; floating-point weights become `dtype`. Raises CheckpointError for anything but a whole model of ours."""
+    header = read_header(path)
+    config, layout = DCAEConfig.from_json(header["config"]), Layout.from_json(header["layout"])
+    state, masks = split_masks(load_tensors(path), header["masks"])
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    model = build(config, layout, state, name=path.name)
+    return LoadedModel(model.to(device), {k: v.to(device) for k, v in masks.items()}, header)
+
+
+def weights_digest(state: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> str:
+    """sha256 over (name, dtype, shape, bytes) in name order, masks included as bool tensors named `mask:<parameter>`."""
+    logical = {**state, **{MASK_PREFIX + k: v.to(torch.bool) for k, v in (masks or {}).items()}}
+    digest = hashlib.sha256()
+    for name in sorted(logical):
+        value = logical[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{str(value.dtype).removeprefix('torch.')}\0{list(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """`weights_digest` of a model file as stored."""
+    header = read_header(path)
+    return weights_digest(*split_masks(load_tensors(path), header["masks"]))
