@@ -1,0 +1,124 @@
+"""Plans: which units of each site are kept, as JSON-able data that names the layout it was made for. No torch.
+
+The rounding rule: of a site's n units, `floor(rate * n)` go, never the last one; with `round_to` r the kept channels are rounded
+*up* to a multiple of r (heads never are). The achieved share stands beside the asked one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from core.errors import CoreError
+from core.specs import PruneSpec
+from dcaecore.config import DCAEConfig
+from dcaecore.layout import Layout, Site, sites
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept units of each pruned site, ascending, in the coordinates of the model that it was made for."""
+
+    parent: str
+    layout_digest: str
+    keep: Mapping[str, tuple[int, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them back."""
+        keep = {name: list(units) for name, units in sorted(self.keep.items())}
+        return {"version": PLAN_VERSION, "parent": self.parent, "layout_digest": self.layout_digest, "keep": keep}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Reads `to_json`'s values; raises CoreError for another version."""
+        if data.get("version") != PLAN_VERSION:
+            raise CoreError("This plan was made by another version.", code="plan_version", legal=PLAN_VERSION)
+        keep = {name: tuple(units) for name, units in data["keep"].items()}
+        return cls(data["parent"], data["layout_digest"], keep)
+
+    @property
+    def id(self) -> str:
+        """`p_` and 16 hex digits of the sha256 of the canonical JSON."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return "p_" + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def apply_to(self, config: DCAEConfig, layout: Layout) -> Layout:
+        """The layout after this plan; raises CoreError where it was made for another one."""
+        if layout.digest() != self.layout_digest:
+            raise CoreError(
+                f"Plan {self.id} was made for another model ({self.parent}): the layouts differ.",
+                code="plan_layout",
+                given=layout.digest()[:12],
+                legal=self.layout_digest[:12],
+                next="Make a plan for this model.",
+            )
+        return layout.compose(config, self.keep)
+
+
+def kept_count(units: int, rate: float, *, round_to: int = 1) -> int:
+    """Units that stay of `units` at a rate, by the rounding rule."""
+    # A tenth of 30 is 3, not 2: the product of two decimals may fall just short of the integer that it is.
+    kept = max(1, units - math.floor(rate * units + 1e-9))
+    return min(units, math.ceil(kept / round_to) * round_to)
+
+
+def site_rates(config: DCAEConfig, spec: PruneSpec) -> dict[str, float]:
+    """The rate of each site that the spec prunes; raises CoreError for a stage that is not there."""
+    stages = {f"{site.coder}.stages.{site.stage}" for site in sites(config).values()}
+    unknown = sorted(set(spec.stage_rates) - stages)
+    if unknown:
+        raise CoreError(f"There is no stage {unknown[0]!r}.", code="unknown_stage", given=unknown[0], legal=sorted(stages))
+    rates: dict[str, float] = {}
+    for name, site in sites(config).items():
+        if spec.part not in ("both", site.coder) or site.kind not in spec.kinds:
+            continue
+        rate = spec.stage_rates.get(f"{site.coder}.stages.{site.stage}", spec.rate or 0.0)
+        if rate > 0:
+            rates[name] = rate
+    if not rates:
+        raise CoreError("Nothing would be pruned: every site is locked or left out.", code="nothing_to_prune")
+    return rates
+
+
+def _count(site: Site, units: int, rate: float, spec: PruneSpec) -> int:
+    return kept_count(units, rate, round_to=1 if site.kind == "heads" else spec.round_to)
+
+
+def make_plan(
+    config: DCAEConfig, layout: Layout, scores: Mapping[str, np.ndarray], spec: PruneSpec, *, parent: str = ""
+) -> Plan:
+    """Keeps the units of highest score of each site; ties keep the lower index. `scores[site]` is `(units,)`."""
+    known, keep = sites(config), {}
+    for name, rate in site_rates(config, spec).items():
+        values = np.asarray(scores[name], dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise CoreError(f"Scores of {name} are not finite: the model's weights are damaged.", code="not_finite")
+        count = _count(known[name], len(values), rate, spec)
+        best = np.argsort(-values, kind="stable")[:count]
+        keep[name] = tuple(int(i) for i in np.sort(best))
+    return Plan(parent, layout.digest(), keep)
+
+
+def predicted_layout(config: DCAEConfig, layout: Layout, spec: PruneSpec) -> Layout:
+    """A layout of the widths that a structured spec will lead to; which units stay does not change any cost."""
+    if spec.method != "l2_structured":
+        return layout
+    known, keep = sites(config), {}
+    for name, rate in site_rates(config, spec).items():
+        keep[name] = tuple(range(_count(known[name], layout.width(known[name]), rate, spec)))
+    return layout.compose(config, keep)
+
+
+def achieved(config: DCAEConfig, layout: Layout, plan: Plan) -> float:
+    """Share of the named sites' units that a plan removes."""
+    known = sites(config)
+    total = sum(layout.width(known[name]) for name in plan.keep)
+    return 1.0 - sum(len(units) for units in plan.keep.values()) / total

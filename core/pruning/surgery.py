@@ -1,0 +1,68 @@
+"""A plan applied to weights: cut out (a narrower model) or zeroed (the same shapes). Both read the slices of `units.py`.
+
+Why not torch-pruning: its pruner cannot build on a DC-AE (the expand in the up shortcut raises ZeroDivisionError), and rooted at a
+GLU it removes 95.9 % for 50 %. Its explicit-index groups are right for ResBlocks and GLUs, and tests hold ours bit-equal to them.
+Slicing a state dict needs no graph, no example input and no forward pass, and takes the masks along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.pruning.units import unit_slices
+from dcaecore.config import DCAEConfig
+from dcaecore.layout import Layout, sites
+
+
+@dataclass(frozen=True)
+class CutResult:
+    """Weights, masks and layout after a cut."""
+
+    state: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    layout: Layout
+
+
+def cut(
+    state: Mapping[str, Tensor],
+    config: DCAEConfig,
+    layout: Layout,
+    keep: Mapping[str, Sequence[int]],
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+) -> CutResult:
+    """Keeps only `keep` (current coordinates) of the named sites. Tensors that share a site's units (masks, moments) follow.
+
+    Raises ConfigError for illegal indices, before anything is cut. Nothing given is changed.
+    """
+    composed = layout.compose(config, keep)
+    known = sites(config)
+    new_state, new_masks = dict(state), dict(masks or {})
+    for name, units in keep.items():
+        for part in unit_slices(config, layout, known[name], units):
+            index = torch.from_numpy(part.indices)
+            for tensors in (new_state, new_masks):
+                if part.tensor in tensors:
+                    value = tensors[part.tensor]
+                    tensors[part.tensor] = value.index_select(part.dim, index.to(value.device)).contiguous()
+    return CutResult(new_state, new_masks, composed)
+
+
+def zero(
+    state: Mapping[str, Tensor], config: DCAEConfig, layout: Layout, keep: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    """The same shapes with every unit that `keep` does not name set to zero: computes what `cut` computes."""
+    known = sites(config)
+    layout.compose(config, keep)
+    new_state = dict(state)
+    for name, units in keep.items():
+        kept = set(units)
+        gone = [unit for unit in range(layout.width(known[name])) if unit not in kept]
+        for part in unit_slices(config, layout, known[name], gone):
+            value = new_state[part.tensor].clone()
+            new_state[part.tensor] = value.index_fill(part.dim, torch.from_numpy(part.indices).to(value.device), 0)
+    return new_state
