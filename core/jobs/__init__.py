@@ -1,0 +1,1 @@
+"""Running jobs: one detached worker per device, one child process per job, the database as the only channel."""

@@ -1,0 +1,91 @@
+"""What an operation is handed, and what it hands back."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import store.jobs as jobs
+from core.settings import Settings
+from store import JobRow, MetricWriter, NewModel, Store
+
+PROGRESS_SECONDS = 0.25
+
+
+class Paused(Exception):
+    """The job has left its device after a pause: the child ends, and a resume queues the job again."""
+
+
+class Cancelled(Exception):
+    """The job was cancelled; nothing is made."""
+
+
+@dataclass
+class Outcome:
+    """What an operation made, to be stored in one transaction with the job's end."""
+
+    model: NewModel | None = None
+    scores: Sequence[Any] = ()
+    measurements: Sequence[Mapping[str, Any]] = ()
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+class Context:
+    """A running job's way to the outside: the store, its log, its progress and what is asked of it."""
+
+    def __init__(self, store: Store, job: JobRow, settings: Settings) -> None:
+        self.store, self.job, self.settings, self.device = store, job, settings, job.device
+        self.folder: Path = store.job_folder(job.id)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.metrics = MetricWriter(store, job.id, job.attempt)
+        self._log = (self.folder / "log.jsonl").open("a", buffering=1)
+        self._reported = 0.0
+
+    def log(self, level: str, message: str) -> None:
+        """One line of the job's log."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "message": message}
+        self._log.write(json.dumps(line) + "\n")
+
+    def progress(self, fraction: float, message: str = "", eta_s: float | None = None, *, force: bool = False) -> None:
+        """How far the job is; written a few times a second at most."""
+        now = time.monotonic()
+        if force or now - self._reported >= PROGRESS_SECONDS:
+            self._reported = now
+            jobs.set_progress(self.store, self.job, fraction, message, eta_s)
+
+    def poll(self) -> Literal["run", "pause", "cancel", "checkpoint"]:
+        """What is asked of the job now."""
+        return jobs.read_control(self.store, self.job)  # type: ignore[return-value]
+
+    def check(self) -> None:
+        """For operations without checkpoints: raises Cancelled, and takes a pause as a wait at this point."""
+        control = self.poll()
+        if control == "pause" and self.wait_paused() == "release":
+            raise Paused
+        if self.poll() == "cancel":
+            raise Cancelled
+
+    def wait_paused(self) -> Literal["run", "cancel", "release"]:
+        """Stands still while the job is paused; `release` once it must leave the device."""
+        jobs.paused(self.store, self.job)
+        until = time.monotonic() + self.settings.pause_release_s
+        while True:
+            control = self.poll()
+            if control == "cancel":
+                return "cancel"
+            if control != "pause":
+                return "run"
+            if time.monotonic() >= until and jobs.release(self.store, self.job):
+                return "release"
+            jobs.heartbeat(self.store, self.job)
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        """Closes the log and the metrics' connection."""
+        self.metrics.close()
+        self._log.close()
