@@ -1,7 +1,7 @@
 """Models as they leave the store, and how they are found: by id, unique id prefix, alias or exact name.
 
-A list of 1,000 models must cost under 30 ms, so JSON text is parsed when first looked at, and the layout (up to 250 KB of
-kept indices for the largest variants) is not even read until asked for.
+A list of 1,000 models must cost under 30 ms, so config, layout (up to 250 KB of kept indices for the largest variants) and
+spec are read when first looked at, and parsed then.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from store.db import Store
 from store.errors import StoreError
 from store.identity import ID_DIGITS, MIN_PREFIX_DIGITS
 
+Texts = tuple[str, str, str]
+
 _MODEL_ID = re.compile(rf"m_[0-9a-f]{{{ID_DIGITS}}}")
 _PREFIX = re.compile(rf"(?:m_)?([0-9a-f]{{{MIN_PREFIX_DIGITS},{ID_DIGITS}}})")
 
 _COLUMNS = (
     "m.id, m.name, m.kind, m.family, m.weights_digest, m.blob_digest, m.bytes, m.dataset_digest, m.job_id, m.note,"
-    " m.created, m.facts, m.deleted, m.config, m.spec, {layout}"
+    " m.created, m.facts, m.deleted"
 )
 
 
@@ -48,26 +50,27 @@ class ModelRow:
     tags: tuple[str, ...]
     aliases: tuple[str, ...]
     deleted: str | None
-    config_json: str = field(repr=False, compare=False)
-    spec_json: str = field(repr=False, compare=False)
-    layout_source: str | Callable[[], str] = field(repr=False, compare=False)
+    texts: Texts | Callable[[], Texts] = field(repr=False, compare=False)
 
     def __hash__(self) -> int:
         return hash(self.id)
 
     @cached_property
+    def _texts(self) -> Texts:
+        return self.texts() if callable(self.texts) else self.texts
+
+    @cached_property
     def config(self) -> dict[str, Any]:
-        return json.loads(self.config_json)  # type: ignore[no-any-return]
+        return json.loads(self._texts[0])  # type: ignore[no-any-return]
+
+    @cached_property
+    def layout(self) -> dict[str, Any]:
+        return json.loads(self._texts[1])  # type: ignore[no-any-return]
 
     @cached_property
     def spec(self) -> dict[str, Any]:
         """The spec as hashed into the identity; the job holds the full one."""
-        return json.loads(self.spec_json)  # type: ignore[no-any-return]
-
-    @cached_property
-    def layout(self) -> dict[str, Any]:
-        source = self.layout_source
-        return json.loads(source if isinstance(source, str) else source())  # type: ignore[no-any-return]
+        return json.loads(self._texts[2])  # type: ignore[no-any-return]
 
     @property
     def parent_id(self) -> str | None:
@@ -76,8 +79,7 @@ class ModelRow:
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON-able values."""
-        hidden = ("config_json", "spec_json", "layout_source")
-        shown = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in hidden}
+        shown = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "texts"}
         shown["parents"] = [list(pair) for pair in self.parents]
         return {
             **shown,
@@ -89,13 +91,17 @@ class ModelRow:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: self.__dict__[name] for name in self.__dataclass_fields__}
-        source = self.layout_source
-        state["layout_source"] = source if isinstance(source, str) else source()
-        return state
+        return {**{name: self.__dict__[name] for name in self.__dataclass_fields__}, "texts": self._texts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+
+def _made(fields: dict[str, Any]) -> ModelRow:
+    # The generated __init__ of a frozen dataclass costs 11 us, a quarter of a list's time.
+    row = object.__new__(ModelRow)
+    row.__dict__.update(fields)
+    return row
 
 
 def load_rows(
@@ -105,12 +111,10 @@ def load_rows(
     *,
     order: str = "m.created DESC, m.rowid DESC",
     limit: int | None = None,
-    with_layout: bool = False,
 ) -> list[ModelRow]:
     """Models matching a condition over `model m`."""
     tail = f"{where} ORDER BY {order}" + (f" LIMIT {int(limit)}" if limit is not None else "")
-    columns = _COLUMNS.format(layout="m.layout" if with_layout else "NULL")
-    found = store.rows(f"SELECT {columns} FROM model m {tail}", parameters)
+    found = store.rows(f"SELECT {_COLUMNS} FROM model m {tail}", parameters)
     if not found:
         return []
     parents: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -136,26 +140,36 @@ def load_rows(
     for digest in {row[7] for row in found if row[7] is not None}:
         ((identity,),) = store.rows("SELECT identity FROM dataset WHERE digest=?", (digest,))
         datasets[digest] = json.loads(identity)
+    facts = json.loads(f"[{','.join([row[11] for row in found])}]")
     return [
-        ModelRow(
-            *row[:7],
-            datasets[row[7]] if row[7] is not None else None,
-            *row[8:11],
-            json.loads(row[11]),
-            tuple(parents.get(row[0], ())),
-            tuple(tags.get(row[0], ())),
-            tuple(names.get(row[0], ())),
-            row[12],
-            row[13],
-            row[14],
-            row[15] if with_layout else _layout_loader(store, row[0]),
+        _made(
+            {
+                "id": row[0],
+                "name": row[1],
+                "kind": row[2],
+                "family": row[3],
+                "weights_digest": row[4],
+                "blob_digest": row[5],
+                "bytes": row[6],
+                "dataset": datasets[row[7]] if row[7] is not None else None,
+                "job_id": row[8],
+                "note": row[9],
+                "created": row[10],
+                "facts": figures,
+                "parents": tuple(parents.get(row[0], ())),
+                "tags": tuple(tags.get(row[0], ())),
+                "aliases": tuple(names.get(row[0], ())),
+                "deleted": row[12],
+                "texts": partial(_texts_of, store, row[0]),
+            }
         )
-        for row in found
+        for row, figures in zip(found, facts, strict=True)
     ]
 
 
-def _layout_loader(store: Store, model_id: str) -> Callable[[], str]:
-    return lambda: str(store.rows("SELECT layout FROM model WHERE id=?", (model_id,))[0][0])
+def _texts_of(store: Store, model_id: str) -> Texts:
+    config, layout, spec = store.rows("SELECT config, layout, spec FROM model WHERE id=?", (model_id,))[0]
+    return config, layout, spec
 
 
 def resolve_model(store: Store, ref: str, *, deleted: bool = False) -> str:
@@ -223,7 +237,8 @@ def unknown_model(store: Store, ref: str) -> StoreError:
 def get_model(store: Store, ref: str, *, deleted: bool = False) -> ModelRow:
     """One model. `deleted=True` also finds tombstones. Raises StoreError(unknown_model, ambiguous, deleted)."""
     model_id = resolve_model(store, ref, deleted=deleted)
-    (row,) = load_rows(store, "WHERE m.id=?", (model_id,), with_layout=True)
+    (row,) = load_rows(store, "WHERE m.id=?", (model_id,))
+    row.__dict__["texts"] = _texts_of(store, model_id)
     return row
 
 

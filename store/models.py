@@ -33,17 +33,16 @@ class Dataset(SQLModel, table=True):
 
 
 class Model(SQLModel, table=True):
-    """One immutable model. `canonical` holds the bytes that `digest` and `id` were hashed from."""
+    """One immutable model. `canonical` holds the bytes that `digest` and `id` were hashed from.
+
+    The long texts stand last: SQLite then reads a list's columns without following a row's overflow pages.
+    """
 
     id: str = Field(primary_key=True)
     digest: str = Field(unique=True)
-    canonical: bytes = Field(sa_type=LargeBinary)
     name: str = Field(index=True)
     kind: str
     family: str
-    config: str
-    layout: str
-    spec: str
     weights_digest: str = Field(index=True)
     blob_digest: str | None = Field(default=None, foreign_key="blob.digest", index=True)
     bytes: int
@@ -53,6 +52,10 @@ class Model(SQLModel, table=True):
     facts: str
     created: str = Field(index=True)
     deleted: str | None = None
+    canonical: bytes = Field(sa_type=LargeBinary)
+    spec: str
+    config: str
+    layout: str
 
 
 class Edge(SQLModel, table=True):
