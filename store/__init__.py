@@ -1,21 +1,13 @@
-"""The store: models, their ancestry, jobs, metrics, figures and files, in one folder. No torch, and nothing of ours above it.
+"""The store: models, their ancestry, jobs, metrics, figures and files, in one folder; no torch.
 
 `open_store(folder)` gives a `Store`; everything else is a function that takes it first: `jobs.submit(store, ...)`,
-`metrics.series(store, ...)`, `scores.scores(store, ...)`, `checkpoints.record(store, ...)`, and the models' own functions,
-which stand here. What comes back are frozen dataclasses, detached from the database, with `to_json()` where a page needs it.
+`metrics.series(store, ...)`, `scores.scores(store, ...)`, `checkpoints.record(store, ...)`, and the models' own
+functions, which stand here. What comes back are frozen dataclasses, detached from the database, with `to_json()` where
+a page needs it.
 """
 
 from store import checkpoints, identity, jobs, lineage, metrics, scores
-from store.annotations import add_tag, aliases, remove_alias, remove_tag, rename_model, set_alias, set_note
-from store.blobs import BlobStore
-from store.checkpoints import CheckpointRow
-from store.db import Store, open_store
-from store.deletion import DeletePreview, delete_model, preview_delete
-from store.errors import StoreError
-from store.identity import Identity, canonical_bytes, digest_of, model_identity
-from store.job_control import legal_controls
-from store.job_rows import JobRow
-from store.lineage import (
+from store.ancestry import (
     EdgeRow,
     NewModel,
     add_model,
@@ -26,6 +18,15 @@ from store.lineage import (
     edges,
     parents,
 )
+from store.annotations import add_tag, aliases, remove_alias, remove_tag, rename_model, set_alias, set_note
+from store.blobs import BlobStore
+from store.checkpoints import CheckpointRow
+from store.db import Store, open_store
+from store.deletion import DeletePreview, delete_model, preview_delete
+from store.errors import StoreError
+from store.identity import Identity, canonical_bytes, digest_of, model_identity
+from store.job_control import legal_controls
+from store.job_rows import JobRow
 from store.metrics import MetricWriter
 from store.model_rows import ModelRow, get_model, get_models, list_models, resolve_model
 from store.references import sweep

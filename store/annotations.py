@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from store.ancestry import check_name, free_name
 from store.db import Store, execute
 from store.errors import StoreError
 from store.identity import now
-from store.lineage import check_name, free_name
 from store.model_rows import ModelRow, get_model, resolve_model
 
 MAX_TAG_LENGTH = 40
@@ -13,7 +13,10 @@ MAX_NOTE_LENGTH = 20_000
 
 
 def set_alias(store: Store, name: str, model_id: str) -> ModelRow:
-    """Point an alias (current, best, ...) at a model, moving it when it exists. Raises StoreError(name_taken, bad_value)."""
+    """Point an alias (current, best, ...) at a model, moving it when it exists.
+
+    Raises StoreError(name_taken, bad_value).
+    """
     target = resolve_model(store, model_id)
     name = check_name(name)
     with store.write() as session:

@@ -1,7 +1,7 @@
 """Content-addressed files: `blobs/ab/cd...` by the sha256 of their bytes, so equal bytes are stored once.
 
-A blob is written to a partial name, fsynced, then renamed: it is there whole or not at all. This file knows no database;
-who needs a blob stands in `artifact_reference`.
+A blob is written to a partial name, fsynced, then renamed: it is there whole or not at all. This file knows no
+database; who needs a blob stands in `artifact_reference`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from store.job_rows import JobRow, job_id_of
 
 @dataclass(frozen=True)
 class CheckpointRow:
-    """A checkpoint: absolute `folder`, the step it was taken after, the attempt, why (time, pause, best...), figures."""
+    """A checkpoint: absolute `folder`, the step it was taken after, the attempt, why (pause, best...), figures."""
 
     id: int
     job_id: str
@@ -31,7 +31,7 @@ class CheckpointRow:
 def record(
     store: Store, job: str | JobRow, step: int, folder: Path, why: str, figures: Mapping[str, Any] | None = None
 ) -> CheckpointRow:
-    """Record a finished checkpoint folder, which must lie inside the store; the same folder again replaces its record."""
+    """Record a finished checkpoint folder, which must lie inside the store; once more replaces the record."""
     job_id = job_id_of(job)
     folder = Path(folder).absolute()
     if not folder.is_relative_to(store.root):

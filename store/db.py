@@ -1,8 +1,8 @@
 """Opening a store: one SQLite file, its engines, its folders.
 
-- WAL, foreign keys, `mmap_size=0`, `synchronous=NORMAL` (a killed process loses nothing; only a power cut may lose the last
-  commits). Every write transaction begins with BEGIN IMMEDIATE: a read that turns into a write would fail at once with
-  "locked", whatever the timeout.
+- WAL, foreign keys, `mmap_size=0`, `synchronous=NORMAL` (a killed process loses nothing; only a power cut may lose the
+  last commits). Every write transaction begins with BEGIN IMMEDIATE: a read that turns into a write would fail at once
+  with "locked", whatever the timeout.
 - Pages read through a read-only engine, in snapshots that see everything committed before they began.
 - The schema is brought up to date on opening, under a file lock, so that two processes may open a cold store at once.
 """
@@ -141,7 +141,7 @@ class Store:
             yield session
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """All rows of one query, as plain tuples, through the read-only engine and past the ORM (20 us instead of 500)."""
+        """All rows of one query, as plain tuples, through the read-only engine and past the ORM (20 us, not 500)."""
         with self._translated():
             pooled = self._read_engine.raw_connection()
             try:

@@ -7,11 +7,11 @@ from typing import Any
 
 from sqlmodel import Session
 
+from store.ancestry import descendants
 from store.db import Store, execute
 from store.errors import StoreError
 from store.identity import now
 from store.job_rows import ENDED
-from store.lineage import descendants
 from store.model_rows import ModelRow, get_model
 from store.references import drop_references, sweep
 
@@ -22,7 +22,8 @@ _SCORED = ("score", "image_score", "score_set", "image")
 class DeletePreview:
     """What deleting a model would take: itself, its living descendants, files that nobody else needs, aliases, figures.
 
-    `bytes_freed` counts the model alone, `bytes_freed_with_descendants` all of them. `jobs_in_the_way` must be cancelled first.
+    `bytes_freed` counts the model alone, `bytes_freed_with_descendants` all of them. `jobs_in_the_way` must be
+    cancelled first.
     """
 
     model: ModelRow
@@ -83,9 +84,10 @@ def preview_delete(store: Store, ref: str) -> DeletePreview:
 def delete_model(
     store: Store, ref: str, *, descendants: bool = False, keep_descendants: bool = False
 ) -> tuple[str, ...]:
-    """Delete a leaf, a model with all its descendants, or (`keep_descendants`) an inner model alone; returns the ids gone.
+    """Delete a leaf, a model with all its descendants, or (`keep_descendants`) an inner model alone: the ids gone.
 
-    Weights, pictures, figures, tags and aliases go; the row stays as a tombstone. Raises StoreError(has_descendants, in_use).
+    Weights, pictures, figures, tags and aliases go; the row stays as a tombstone. Raises StoreError(has_descendants,
+    in_use).
     """
     preview = preview_delete(store, ref)
     if preview.descendants and not descendants and not keep_descendants:

@@ -1,8 +1,8 @@
 """What a model is called and why: canonical bytes, content-addressed ids, time-sortable job ids.
 
-A model's id hashes sorted compact JSON of {spec_version, kind, family, spec, parents with roles, weights digest, data-set
-identity}. Names, notes, devices and times stay out. The bytes are stored as they were hashed, so that a field added to
-this recipe later breaks no `verify`.
+A model's id hashes sorted compact JSON of {spec_version, kind, family, spec, parents with roles, weights digest,
+data-set identity}. Names, notes, devices and times stay out. The bytes are stored as they were hashed, so that a field
+added to this recipe later breaks no `verify`.
 """
 
 from __future__ import annotations

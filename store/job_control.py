@@ -1,10 +1,13 @@
 """What people and workers ask of jobs: pause, resume, cancel, checkpoint, requeue.
 
-A job that is being worked on is asked through its `control` column, which its child reads at each step; one that is not is
-moved at once. A paused child stays for a minute: `release` is how it leaves, so that a resume in the same moment is not lost.
+A job that is being worked on is asked through its `control` column, which its child reads at each step; one that is not
+is moved at once. A paused child stays for a minute: `release` is how it leaves, so that a resume in the same moment is
+not lost.
 """
 
 from __future__ import annotations
+
+import json
 
 from sqlmodel import Session
 
@@ -91,7 +94,8 @@ def _queue(session: Session, row: JobRow, *, requeues: int) -> None:
     waiting = waits_for(session, row.id)
     execute(
         session,
-        "UPDATE job SET state=?, control='run', message=?, attempt=attempt+?, requeues=?, error=NULL, eta_s=NULL, pid=NULL,"
+        "UPDATE job SET state=?, control='run', message=?, attempt=attempt+?, requeues=?, error=NULL,"
+        " eta_s=NULL, pid=NULL,"
         " pid_started=NULL, ended=NULL WHERE id=?",
         (
             "queued" if waiting is None else "blocked",
@@ -152,7 +156,7 @@ def acknowledge(store: Store, job: str | JobRow, control: str) -> None:
 
 
 def paused(store: Store, job: str | JobRow) -> JobRow:
-    """The child has written its checkpoint and stands still. Look at the answer's state: a resume may have come first."""
+    """The child has written its checkpoint and stands still. See the state returned: a resume may have come first."""
     with store.write() as session:
         execute(
             session,
@@ -184,10 +188,10 @@ def _claims_device(row: JobRow) -> bool:
 
 
 def requeue_orphans(store: Store, device: str) -> list[JobRow]:
-    """Put the jobs of a dead worker back: running ones to the queue (three times at most), the others where they were going.
+    """Put the jobs of a dead worker back: running ones to the queue (three times at most), others where they went.
 
-    The caller holds the device's worker lock and has stopped the processes that `orphans` named. Returns the jobs as they
-    are now.
+    The caller holds the device's worker lock and has stopped the processes that `orphans` named. Returns the jobs as
+    they are now.
     """
     moved: list[JobRow] = []
     for orphan in orphans(store, device):
@@ -204,10 +208,16 @@ def requeue_orphans(store: Store, device: str) -> list[JobRow]:
                     (row.id,),
                 )
             elif row.requeues >= MAX_REQUEUES:
-                error = (
-                    '{"code": "worker_died", "message": "The worker died %d times while this job ran.", "given": null,'
-                    ' "legal": null, "next": "Look at the job\'s log, then resume it.", "traceback": null}'
-                ) % (row.requeues + 1)
+                error = json.dumps(
+                    {
+                        "code": "worker_died",
+                        "message": f"The worker died {row.requeues + 1} times while this job ran.",
+                        "given": None,
+                        "legal": None,
+                        "next": "Look at the job's log, then resume it.",
+                        "traceback": None,
+                    }
+                )
                 _end(session, row, "failed", error)
             else:
                 _queue(session, row, requeues=row.requeues + 1)

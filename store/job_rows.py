@@ -30,7 +30,8 @@ ON_DEVICE = ("starting", "running", "pausing", "cancelling")
 ENDED = ("done", "failed", "cancelled")
 
 _COLUMNS = (
-    "id, name, operation, spec, state, control, fraction, message, eta_s, device, interactive, pid, pid_started, heartbeat,"
+    "id, name, operation, spec, state, control, fraction, message, eta_s, device, interactive, pid, pid_started,"
+    " heartbeat,"
     " attempt, requeues, error, model_id, parent_model_id, parent_job_id, result, created, started, ended"
 )
 # Dependencies ride along as one text, so that a list stays one query.
@@ -39,7 +40,7 @@ _SELECT = f"SELECT {_COLUMNS}, (SELECT group_concat(d.needs, ' ') FROM job_depen
 
 @dataclass(frozen=True)
 class JobRow:
-    """One job, detached. `heartbeat` and `pid_started` are seconds since 1970, `fraction` is in [0, 1], times are ISO UTC.
+    """One job, detached. `heartbeat` and `pid_started` are seconds since 1970, `fraction` is in [0, 1], times ISO UTC.
 
     `model_id` is the model that it made (or found already made); `parent_model_id` the one it works on, once known;
     `parent_job_id` the job whose model it will work on. `pid` is set while a child process belongs to it.

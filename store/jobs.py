@@ -1,10 +1,11 @@
 """The queue: pages insert jobs, one worker a device claims them, children report.
 
-States: blocked -> queued -> starting -> running -> done | failed | cancelled, with pausing, paused and cancelling. A blocked
-job waits for the jobs that it depends on; when one of those fails or is cancelled it stays blocked and says why. Completion
-is one transaction: model, edges, scores and the job's end are there together or not at all.
+States: blocked -> queued -> starting -> running -> done | failed | cancelled, with pausing, paused and cancelling. A
+blocked job waits for the jobs that it depends on; when one of those fails or is cancelled it stays blocked and says
+why. Completion is one transaction: model, edges, scores and the job's end are there together or not at all.
 
-A child that was given up (its job requeued or resumed) may still be alive: what it then reports is refused by its attempt.
+A child that was given up (its job requeued or resumed) may still be alive: what it then reports is refused by its
+attempt.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from store.ancestry import NewModel, add_model_in
 from store.db import Store, execute
 from store.errors import StoreError
 from store.identity import new_job_id, now
@@ -44,7 +46,6 @@ from store.job_rows import (
     read_control,
     resolve_job,
 )
-from store.lineage import NewModel, add_model_in
 from store.model_rows import resolve_model
 from store.models import Job, JobDependency
 from store.scores import NewScores, put_measurement_in, put_new_scores, stored_images
@@ -134,7 +135,7 @@ def submit(
 
 
 def claim(store: Store, device: str, worker: str = "") -> JobRow | None:
-    """Take the next queued job of a device (interactive ones first, then by age) into `starting`; None when there is none.
+    """Take the next queued job of a device (interactive ones first, then by age) into `starting`; else None.
 
     Its parent `{"job": id}` is resolved here. `worker` is only told in the message.
     """
@@ -175,7 +176,7 @@ def _reporting(session: Session, job: str | JobRow, attempt: int | None) -> JobR
 
 
 def set_running(store: Store, job: str | JobRow, pid: int, start_time: float, *, attempt: int | None = None) -> JobRow:
-    """The job's child is known (pid and start time) and at work; a pause or cancel asked for meanwhile stays asked for."""
+    """The job's child is known (pid and start time) and at work; a pause or cancel asked for meanwhile stands."""
     with store.write() as session:
         row = _reporting(session, job, attempt)
         execute(
@@ -197,7 +198,7 @@ def heartbeat(store: Store, job: str | JobRow) -> None:
 def set_progress(
     store: Store, job: str | JobRow, fraction: float, message: str = "", eta_s: float | None = None
 ) -> None:
-    """How far the job is ([0, 1]), in words, and the seconds left; also a heartbeat. Each call is a commit: a few a second."""
+    """How far the job is ([0, 1]), in words, and the seconds left; also a heartbeat. Each call commits."""
     with store.write() as session:
         execute(
             session,
@@ -218,8 +219,9 @@ def complete(
 ) -> JobRow:
     """End a job well, in one transaction. A model whose identity is there already is linked instead of stored twice.
 
-    Scores without a model of their own belong to the model made, else to the one worked on. Blobs must be written before.
-    Jobs that waited only for this one are queued. Raises StoreError(stale_attempt, bad_state, missing_blob, disk_full...).
+    Scores without a model of their own belong to the model made, else to the one worked on. Blobs must be written
+    before. Jobs that waited only for this one are queued. Raises StoreError(stale_attempt, bad_state, missing_blob,
+    disk_full...).
     """
     images = [stored_images(store, entry) for entry in scores]
     text = json.dumps(dict(result or {}), sort_keys=True)
@@ -256,7 +258,7 @@ def fail(
     *,
     attempt: int | None = None,
 ) -> JobRow:
-    """End a job as failed with `error` (code, message, given, legal, next) and its traceback or signal; it can be resumed.
+    """End a job as failed with `error` (code, message, given, legal, next) and a traceback or signal; resumable.
 
     Jobs that wait for it stay blocked and say why.
     """
@@ -279,7 +281,8 @@ def cancelled(store: Store, job: str | JobRow, *, attempt: int | None = None) ->
         row = _reporting(session, job, attempt)
         execute(
             session,
-            "UPDATE job SET state='cancelled', control='run', eta_s=NULL, pid=NULL, pid_started=NULL, ended=? WHERE id=?",
+            "UPDATE job SET state='cancelled', control='run', eta_s=NULL, pid=NULL, pid_started=NULL, ended=?"
+            " WHERE id=?",
             (now(), row.id),
         )
         say_blocked(session, row.id)

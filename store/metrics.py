@@ -1,7 +1,8 @@
 """Training curves: one packed row a job and step, each step its own transaction, past the ORM.
 
-A killed process loses no step whose `log` returned. A resumed job rewrites the steps after its checkpoint; rows of a later
-attempt are never overwritten by a process of an earlier one. `latest` holds the last value of each metric, for lists.
+A killed process loses no step whose `log` returned. A resumed job rewrites the steps after its checkpoint; rows of a
+later attempt are never overwritten by a process of an earlier one. `latest` holds the last value of each metric, for
+lists.
 """
 
 from __future__ import annotations
@@ -169,7 +170,8 @@ def series(
 ) -> tuple[list[int], list[float]]:
     """(steps, values) of one metric, by rising step; empty when never logged.
 
-    With `max_points`, the lowest and highest of each stretch are kept (peaks stay visible), and the first and last point.
+    With `max_points`, the lowest and highest of each stretch are kept (peaks stay visible), and the first and last
+    point.
     """
     parts: list[tuple[int, bytes]] = []
     sets = store.rows(
@@ -209,7 +211,7 @@ def _thin(steps: list[int], values: list[float], max_points: int) -> tuple[list[
 
 
 def latest(store: Store, job_ids: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The last value of each metric of each job, with the last `step` beside them; jobs without metrics are left out."""
+    """The last value of each metric of each job, with the last `step` beside them; jobs without any are left out."""
     found: dict[str, dict[str, float]] = {}
     names: dict[str, list[str]] = {}
     ids = list(job_ids)

@@ -1,7 +1,7 @@
 """Models as they leave the store, and how they are found: by id, unique id prefix, alias or exact name.
 
-A list of 1,000 models must cost under 30 ms, so config, layout (up to 250 KB of kept indices for the largest variants) and
-spec are read when first looked at, and parsed then.
+A list of 1,000 models must cost under 30 ms, so config, layout (up to 250 KB of kept indices for the largest variants)
+and spec are read when first looked at, and parsed then.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model, detached from the database. Equality is by the fields shown; `config`, `layout` and `spec` are dicts."""
+    """One model, detached from the database. `config`, `layout` and `spec` are dicts, parsed when first asked for."""
 
     id: str
     name: str
@@ -124,10 +124,7 @@ def load_rows(
     ids = [row[0] for row in found] if few else []
     marks = ",".join("?" * len(ids))
     for child, role, parent in store.rows(
-        "SELECT child, role, parent FROM edge"
-        + (f" WHERE child IN ({marks})" if few else "")
-        + " ORDER BY role, parent",
-        ids,
+        "SELECT child, role, parent FROM edge" + (f" WHERE child IN ({marks})" if few else ""), ids
     ):
         parents[child].append((role, parent))
     for model, tag in store.rows(
@@ -168,7 +165,7 @@ def load_rows(
 
 
 def _texts_of(store: Store, model_id: str) -> Texts:
-    config, layout, spec = store.rows("SELECT config, layout, spec FROM model WHERE id=?", (model_id,))[0]
+    config, layout, spec = store.rows("SELECT config, layout, spec FROM model_text WHERE model=?", (model_id,))[0]
     return config, layout, spec
 
 
@@ -264,7 +261,8 @@ def list_models(
         pattern = f"%{escaped}%"
         where += (
             " AND (m.name LIKE ? ESCAPE '\\' OR m.id LIKE ? ESCAPE '\\' OR m.kind LIKE ? ESCAPE '\\'"
-            " OR m.note LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM tag t WHERE t.model=m.id AND t.tag LIKE ? ESCAPE '\\')"
+            " OR m.note LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM tag t WHERE t.model=m.id AND t.tag LIKE ?"
+            " ESCAPE '\\')"
             " OR EXISTS (SELECT 1 FROM alias a WHERE a.model=m.id AND a.name LIKE ? ESCAPE '\\'))"
         )
         parameters = [pattern] * 6

@@ -2,7 +2,8 @@
 
 Notable choices:
 - JSON is kept as the text that was written: lists skip parsing what they do not show, and hashed bytes never change.
-- A deleted model keeps its row (`deleted` set, `blob_digest` null), so identities and edges of descendants still verify.
+- A deleted model keeps its row (`deleted` set, `blob_digest` null), so identities and edges of descendants still
+  verify.
 - `model.job_id` is no foreign key: `job.model_id` is one, and a cycle of two would leave no order to insert in.
 - Values logged or scored together lie in one row as little-endian float64 (`packed`), not in a row a number.
 """
@@ -25,7 +26,7 @@ class Blob(SQLModel, table=True):
 
 
 class Dataset(SQLModel, table=True):
-    """A data-set identity (source, revision, split, transform, seed, deny-list, rows digest), by the digest of its canonical JSON."""
+    """A data-set identity (source, revision, split, transform, seed, deny-list, rows digest), by its digest."""
 
     digest: str = Field(primary_key=True)
     identity: str
@@ -33,9 +34,9 @@ class Dataset(SQLModel, table=True):
 
 
 class Model(SQLModel, table=True):
-    """One immutable model. `canonical` holds the bytes that `digest` and `id` were hashed from.
+    """One immutable model: what lists show of it.
 
-    The long texts stand last: SQLite then reads a list's columns without following a row's overflow pages.
+    The long texts are in `model_text`, so that 1,000 models fit few pages.
     """
 
     id: str = Field(primary_key=True)
@@ -52,6 +53,13 @@ class Model(SQLModel, table=True):
     facts: str
     created: str = Field(index=True)
     deleted: str | None = None
+
+
+class ModelText(SQLModel, table=True):
+    """The long side of a model; `canonical` holds the bytes that its `digest` and `id` were hashed from."""
+
+    __tablename__ = "model_text"
+    model: str = Field(primary_key=True, foreign_key="model.id")
     canonical: bytes = Field(sa_type=LargeBinary)
     spec: str
     config: str
@@ -86,7 +94,8 @@ class Tag(SQLModel, table=True):
 class Job(SQLModel, table=True):
     """A job and all that pages, workers and terminals say to each other about it.
 
-    `heartbeat` and `pid_started` are seconds since 1970; `fraction` is in [0, 1]; `requeues` counts deaths of the worker.
+    `heartbeat` and `pid_started` are seconds since 1970; `fraction` is in [0, 1]; `requeues` counts deaths of the
+    worker.
     """
 
     __table_args__ = (Index("ix_job_queue", "state", "device", "interactive", "id"),)

@@ -51,7 +51,7 @@ def drop_references(session: Session, owner_kind: str, owner: str) -> None:
 
 
 def sweep(store: Store, *, strays_older_than_s: float = GRACE_S) -> int:
-    """Delete blobs that nobody needs any more, strays that never got an owner, and left-over partials; returns bytes freed.
+    """Delete blobs that nobody needs any more, strays that never got an owner, and left-over partials: bytes freed.
 
     Strays are spared for an hour: a running job writes its files before the transaction that names them.
     """
@@ -61,7 +61,8 @@ def sweep(store: Store, *, strays_older_than_s: float = GRACE_S) -> int:
             row[0]
             for row in execute(
                 session,
-                "SELECT digest FROM blob b WHERE NOT EXISTS (SELECT 1 FROM artifact_reference r WHERE r.digest=b.digest)",
+                "SELECT digest FROM blob b WHERE NOT EXISTS (SELECT 1 FROM artifact_reference r WHERE"
+                " r.digest=b.digest)",
             )
         ]
         for digest in unused:

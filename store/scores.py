@@ -1,8 +1,8 @@
 """Figures of models: evaluations (means, per image, pictures) and measurements (benchmarks).
 
-Every figure stands under a protocol (pinned images with their hash, size, dtype, versions), and figures compare only within
-one; a measurement holds several models that ran interleaved, and ratios are taken only within it. A new evaluation of the
-same model, protocol and split replaces the old one.
+Every figure stands under a protocol (pinned images with their hash, size, dtype, versions), and figures compare only
+within one; a measurement holds several models that ran interleaved, and ratios are taken only within it. A new
+evaluation of the same model, protocol and split replaces the old one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class NewImage:
 
 @dataclass(frozen=True)
 class NewScores:
-    """An evaluation to be stored. `per_image` lists are in the order of `row_ids`; `model_id` None is the job's model."""
+    """An evaluation to be stored. `per_image` lists are in the order of `row_ids`; `model_id` None: the job's model."""
 
     protocol: Mapping[str, Any]
     split: str
@@ -162,7 +162,7 @@ def put_scores(
 
 
 def stored_images(store: Store, entry: NewScores) -> list[tuple[str, int, str]]:
-    """Write an evaluation's pictures to the blob folder, before the transaction that names them: (kind, index, digest)."""
+    """Write an evaluation's pictures to the blob folder, before they are named: (kind, index, digest)."""
     return [(_image_kind(image.kind), image.index, store.blobs.put_bytes(image.png)) for image in entry.images]
 
 
@@ -230,7 +230,8 @@ def images(store: Store, model_id: str, *, protocol_id: str | None = None, kind:
     return [
         ImageRow(model_id, protocol_id, *row)
         for row in store.rows(
-            "SELECT kind, position, digest FROM image WHERE model=? AND protocol=? AND kind LIKE ? ORDER BY kind, position",
+            "SELECT kind, position, digest FROM image WHERE model=? AND protocol=? AND kind LIKE ? ORDER BY"
+            " kind, position",
             (model_id, protocol_id, kind or "%"),
         )
     ]
@@ -272,7 +273,10 @@ def score_rows(
 
 
 def scores(store: Store, model_id: str, split: str = "test") -> dict[str, float | None]:
-    """Means of a model's last evaluation on a split; empty when it was never evaluated. `score_rows` has the protocol too."""
+    """Means of a model's last evaluation on a split; empty when it was never evaluated.
+
+    `score_rows` has the protocol too.
+    """
     row = score_rows(store, [model_id], split).get(model_id)
     return dict(row.means) if row is not None else {}
 
@@ -280,7 +284,7 @@ def scores(store: Store, model_id: str, split: str = "test") -> dict[str, float 
 def image_scores(
     store: Store, model_id: str, split: str = "test", *, protocol_id: str | None = None
 ) -> ImageScoresRow | None:
-    """Per-image figures of a model's last evaluation on a split (under one protocol, if given); None when there is none."""
+    """Per-image figures of a model's last evaluation on a split (under one protocol, if given), else None."""
     row = score_rows(store, [model_id], split, protocol_id=protocol_id).get(model_id)
     if row is None:
         return None
@@ -322,7 +326,7 @@ def put_measurement_in(session: Session, measurement: Mapping[str, Any], *, job_
 
 
 def put_measurement(store: Store, measurement: Mapping[str, Any], *, job_id: str | None = None) -> int:
-    """Store a benchmark run: device, dtype, any settings, and `models`: a list of {model_id, figures...}; returns its id."""
+    """Store a benchmark run: device, dtype, any settings, and `models`: a list of {model_id, figures...}; its id."""
     with store.write() as session:
         return put_measurement_in(session, measurement, job_id=job_id)
 

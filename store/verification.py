@@ -20,7 +20,10 @@ class Problem:
 
 
 def verify(store: Store, model: str | None = None, *, files: bool = True) -> list[Problem]:
-    """Check one model, or all (tombstones included); an empty list says that everything holds. `files=False` skips hashing."""
+    """Check one model, or all (tombstones included); an empty list says that everything holds.
+
+    `files=False` skips hashing.
+    """
     where, parameters = ("", ())
     if model is not None:
         where, parameters = "WHERE id=?", (resolve_model(store, model, deleted=True),)  # type: ignore[assignment]
@@ -28,7 +31,7 @@ def verify(store: Store, model: str | None = None, *, files: bool = True) -> lis
     problems: list[Problem] = []
     sql = (
         "SELECT id, digest, canonical, kind, family, spec, weights_digest, dataset_digest, blob_digest, deleted, bytes"
-        f" FROM model {where} ORDER BY created, rowid"
+        f" FROM model JOIN model_text ON model=id {where} ORDER BY created, model.rowid"
     )
     for row in store.rows(sql, parameters):
         problems += _identity(store, row)
@@ -64,7 +67,8 @@ def _identity(store: Store, row: tuple) -> list[Problem]:  # type: ignore[type-a
         if said[name] != shown:
             found.append(Problem(model_id, "changed", f"The row's {name} is not the one that its id was hashed from."))
     lines = store.rows(
-        "SELECT e.role, e.parent, m.id FROM edge e LEFT JOIN model m ON m.id=e.parent WHERE e.child=? ORDER BY e.role, e.parent",
+        "SELECT e.role, e.parent, m.id FROM edge e LEFT JOIN model m ON m.id=e.parent WHERE e.child=? ORDER BY"
+        " e.role, e.parent",
         (model_id,),
     )
     if [list(line[:2]) for line in lines] != said["parents"]:

@@ -96,7 +96,8 @@ def register_worker(store: Store, device: str, pid: int, started: float) -> Work
         execute(
             session,
             "INSERT INTO worker (device, pid, started, registered) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT (device) DO UPDATE SET pid=excluded.pid, started=excluded.started, registered=excluded.registered",
+            " ON CONFLICT (device) DO UPDATE SET pid=excluded.pid, started=excluded.started,"
+            " registered=excluded.registered",
             (device, pid, started, moment),
         )
     return WorkerRow(device, pid, started, moment)

@@ -96,10 +96,6 @@ def upgrade() -> None:
         sa.Column("facts", sa.String(), nullable=False),
         sa.Column("created", sa.String(), nullable=False),
         sa.Column("deleted", sa.String(), nullable=True),
-        sa.Column("canonical", sa.LargeBinary(), nullable=False),
-        sa.Column("spec", sa.String(), nullable=False),
-        sa.Column("config", sa.String(), nullable=False),
-        sa.Column("layout", sa.String(), nullable=False),
         sa.ForeignKeyConstraint(
             ["blob_digest"],
             ["blob.digest"],
@@ -282,6 +278,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("model", "protocol", "split"),
     )
     op.create_index("ix_score_set_split", "score_set", ["split", "model", "created"], unique=False)
+    op.create_table(
+        "model_text",
+        sa.Column("model", sa.String(), nullable=False),
+        sa.Column("canonical", sa.LargeBinary(), nullable=False),
+        sa.Column("spec", sa.String(), nullable=False),
+        sa.Column("config", sa.String(), nullable=False),
+        sa.Column("layout", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["model"], ["model.id"]),
+        sa.PrimaryKeyConstraint("model"),
+    )
     op.create_table(
         "tag",
         sa.Column("model", sa.String(), nullable=False),
