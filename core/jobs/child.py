@@ -17,7 +17,7 @@ from core.errors import as_error
 from core.operations.context import Cancelled, Context, Paused
 from core.settings import Settings
 from core.specs import SPECS
-from store import get_job, open_store
+from store import open_store
 
 
 class _LogHandler(logging.Handler):
@@ -36,7 +36,7 @@ def run_job(settings_json: str, job_id: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = Settings.model_validate_json(settings_json)
     store = open_store(settings.home)
-    job = get_job(store, job_id)
+    job = jobs.get_job(store, job_id)
     jobs.set_running(store, job, os.getpid(), psutil.Process().create_time(), attempt=job.attempt)
     context = Context(store, job, settings)
     handler = _LogHandler(context)

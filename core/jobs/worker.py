@@ -17,7 +17,7 @@ import psutil
 
 import store.jobs as jobs
 from core.settings import Settings
-from store import JobRow, Store, get_job, open_store
+from store import JobRow, Store, open_store
 
 POLL_SECONDS = 0.1
 
@@ -78,14 +78,14 @@ def _run_child(store: Store, settings: Settings, context: Any, job: JobRow, stop
 
 
 def _stop_if_hung(store: Store, settings: Settings, job: JobRow, process: Any) -> None:
-    row = get_job(store, job.id)
+    row = jobs.get_job(store, job.id)
     if row.heartbeat is not None and time.time() - row.heartbeat > settings.heartbeat_timeout_s:
         process.kill()
 
 
 def _tell_death(store: Store, job: JobRow, exitcode: int | None) -> None:
     """A child that ended without ending its job has crashed: the job fails with the signal or the exit code."""
-    row = get_job(store, job.id)
+    row = jobs.get_job(store, job.id)
     if row.state not in jobs.ON_DEVICE or row.attempt != job.attempt:
         return
     if row.state == "cancelling":

@@ -1,0 +1,171 @@
+"""Comparison tables: figures of models with their change against the parent and the baseline. No torch.
+
+Figures compare only within one protocol (quality) or one measurement (cost): what was taken otherwise is left out, and said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import store.scores as scores
+from store import ModelRow, Store, baseline_of, get_model
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a figure is called, shown and judged."""
+
+    key: str
+    title: str
+    unit: str = ""
+    higher_is_better: bool = False
+    scale: float = 1.0
+    decimals: int = 2
+    source: str = "facts"
+    """`facts` (arithmetic), `scores` (an evaluation) or `cost` (a benchmark)."""
+
+    def text(self, value: float | None) -> str:
+        """The value with its unit, or a dash."""
+        if value is None:
+            return "–"
+        return f"{value * self.scale:,.{self.decimals}f} {self.unit}".strip()
+
+
+METRICS: dict[str, Metric] = {
+    metric.key: metric
+    for metric in (
+        Metric("parameters", "Parameters", "M", scale=1e-6),
+        Metric("nonzero_parameters", "Non-zero parameters", "M", scale=1e-6),
+        Metric("sparsity", "Sparsity", "%", higher_is_better=True, scale=100, decimals=1),
+        Metric("encode_macs", "Encode MACs", "G", scale=1e-9, decimals=3),
+        Metric("decode_macs", "Decode MACs", "G", scale=1e-9, decimals=3),
+        Metric("weight_bytes", "File", "MB", scale=1e-6),
+        Metric("psnr_db", "PSNR", "dB", True, source="scores"),
+        Metric("foreground_psnr_db", "Foreground PSNR", "dB", True, source="scores"),
+        Metric("ssim", "SSIM", "", True, decimals=4, source="scores"),
+        Metric("accuracy", "Accuracy (within 8/255)", "%", True, scale=100, source="scores"),
+        Metric("loss", "Loss (L1)", "", decimals=4, source="scores"),
+        Metric("encode_ms", "Encode", "ms", source="cost"),
+        Metric("decode_ms", "Decode", "ms", source="cost"),
+        Metric("decode_images_per_s", "Decoded images a second", "", True, decimals=1, source="cost"),
+        Metric("peak_memory_bytes", "Peak GPU memory", "MB", scale=1e-6, decimals=0, source="cost"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value with its relative changes (0.1 is 10 % more), None where there is nothing to compare with."""
+
+    metric: Metric
+    value: float | None
+    against_parent: float | None = None
+    against_baseline: float | None = None
+
+    def better(self, change: float | None) -> bool | None:
+        """Whether a change is for the better; None for none."""
+        if change is None or abs(change) < 5e-5:
+            return None
+        return (change > 0) == self.metric.higher_is_better
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures of models, each by metric key, and what could not be compared."""
+
+    models: list[ModelRow]
+    figures: dict[str, dict[str, Figure]]
+    protocol: dict[str, Any] | None
+    measurement: dict[str, Any] | None
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: ids, names, figures with changes, protocol, notes."""
+        rows = []
+        for model in self.models:
+            found = {
+                key: {"value": f.value, "against_parent": f.against_parent, "against_baseline": f.against_baseline}
+                for key, f in self.figures[model.id].items()
+            }
+            rows.append({"id": model.id, "name": model.name, "kind": model.kind, "figures": found})
+        return {"models": rows, "protocol": self.protocol, "measurement": self.measurement, "notes": self.notes}
+
+
+def compare(store: Store, refs: Sequence[str]) -> Comparison:
+    """Compares models by id, prefix, alias or name."""
+    models = list(dict.fromkeys(get_model(store, ref) for ref in refs))
+    notes: list[str] = []
+    raw: dict[str, dict[str, float | None]] = {}
+    family: dict[str, tuple[str | None, str]] = {m.id: (m.parent_id, baseline_of(store, m.id).id) for m in models}
+    needed = list(dict.fromkeys(ref for m in models for ref in (m.id, *family[m.id]) if ref))
+    protocol = _shared_protocol(store, needed, [m.id for m in models], notes)
+    measurement = _shared_measurement(store, [m.id for m in models], notes)
+    for ref in needed:
+        row = get_model(store, ref, deleted=True)
+        values: dict[str, float | None] = {key: row.facts.get(key) for key in METRICS}
+        if protocol is not None:
+            for entry in scores.score_rows(store, ref):
+                if entry.protocol_id == protocol[0] and entry.split == "test":
+                    values.update({k: v for k, v in entry.means.items() if k in METRICS})
+        if measurement is not None and ref in measurement.models:
+            values.update({k: v for k, v in measurement.models[ref].items() if k in METRICS})
+        raw[ref] = values
+    figures: dict[str, dict[str, Figure]] = {}
+    for model in models:
+        parent, baseline = family[model.id]
+        own = raw[model.id]
+        figures[model.id] = {
+            key: Figure(
+                metric,
+                own[key],
+                _change(own[key], raw[parent][key] if parent in raw else None),
+                _change(own[key], raw[baseline][key]) if baseline != model.id else None,
+            )
+            for key, metric in METRICS.items()
+        }
+    shown = None
+    if measurement is not None:
+        shown = {"device": measurement.device, "dtype": measurement.dtype, **measurement.settings}
+    return Comparison(models, figures, protocol[1] if protocol else None, shown, notes)
+
+
+def _change(value: float | None, reference: float | None) -> float | None:
+    if value is None or reference is None or reference == 0:
+        return None
+    return value / reference - 1.0
+
+
+def _shared_protocol(
+    store: Store, needed: Sequence[str], shown: Sequence[str], notes: list[str]
+) -> tuple[str, dict[str, Any]] | None:
+    """The protocol that most of the models were evaluated under (the newest of those)."""
+    count: dict[str, int] = {}
+    content: dict[str, dict[str, Any]] = {}
+    for ref in needed:
+        for entry in scores.score_rows(store, ref):
+            if entry.split == "test":
+                count[entry.protocol_id] = count.get(entry.protocol_id, 0) + (2 if ref in shown else 1)
+                content[entry.protocol_id] = entry.protocol
+    if not count:
+        return None
+    best = max(count, key=lambda key: count[key])
+    if len(count) > 1:
+        notes.append(f"Figures of {len(count) - 1} other evaluation protocols are left out: they do not compare.")
+    return best, content[best]
+
+
+def _shared_measurement(store: Store, shown: Sequence[str], notes: list[str]) -> Any:
+    """The newest benchmark run that holds most of the models."""
+    runs = {run.id: run for ref in shown for run in scores.measurements(store, ref, limit=20)}
+    if not runs:
+        return None
+    best = max(runs.values(), key=lambda run: (sum(ref in run.models for ref in shown), run.id))
+    missing = [ref for ref in shown if ref not in best.models]
+    if missing:
+        notes.append(
+            f"{len(missing)} models were not in the benchmark run shown: latencies compare only within one run. "
+            "Benchmark them together."
+        )
+    return best

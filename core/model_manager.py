@@ -1,0 +1,344 @@
+"""`ModelManager`: every verb that a page, the terminal or a notebook may call. Submits jobs and reads the store; no torch.
+
+A verb that makes something checks what can be known first and submits a job; `wait` (or a page's polling) sees it through.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import store as st
+import store.jobs as jobs
+from core.compare import Comparison, compare
+from core.devices import default_device, devices
+from core.errors import CoreError
+from core.jobs.launch import ensure_worker
+from core.names import model_name
+from core.pruning.plans import predicted_layout
+from core.settings import Settings
+from core.specs import PRESETS, SPECS, BenchmarkSpec, EvaluateSpec, PruneSpec, RetrainSpec, Spec
+from dcaecore.config import DCAEConfig
+from dcaecore.cost import Cost, estimate
+from dcaecore.layout import Layout
+from store import JobRow, ModelRow, Store
+
+Ref = str
+Parent = str | Mapping[str, str]
+SpecLike = Spec | Mapping[str, Any] | None
+
+BACKGROUND_STEP_GMACS_PER_S = 14.0
+"""Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
+
+
+class ModelManager:
+    """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
+
+    Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.
+    """
+
+    def __init__(self, home: Path | str | None = None, *, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        if home is not None:
+            self.settings = self.settings.model_copy(update={"home": Path(home)})
+        self.store: Store = st.open_store(self.settings.home)
+
+    # Models ---------------------------------------------------------------------------------------------------------------
+
+    def get_model(self, ref: Ref) -> ModelRow:
+        """A model by id, prefix of six digits or more, alias or name."""
+        return st.get_model(self.store, ref)
+
+    def list_models(self, *, text: str | None = None, limit: int | None = None) -> list[ModelRow]:
+        """Models, newest first."""
+        return st.list_models(self.store, text=text, limit=limit)
+
+    def current(self) -> ModelRow | None:
+        """The promoted model, else the newest, or None in an empty store."""
+        named = st.aliases(self.store).get("current")
+        if named is not None:
+            return self.get_model(named)
+        return next(iter(self.list_models(limit=1)), None)
+
+    def promote(self, ref: Ref) -> ModelRow:
+        """Makes a model the current one."""
+        return st.set_alias(self.store, "current", self.get_model(ref).id)
+
+    def shape(self, ref: Ref) -> tuple[DCAEConfig, Layout]:
+        """A model's config and layout."""
+        row = self.get_model(ref)
+        return DCAEConfig.from_json(row.config), Layout.from_json(row.layout)
+
+    def cost(self, ref: Ref, *, image_size: int = 128, batch_size: int = 1) -> Cost:
+        """Figures by arithmetic, with the per-layer table."""
+        config, layout = self.shape(ref)
+        return estimate(config, layout, image_size=max(image_size, config.spatial_compression), batch_size=batch_size)
+
+    def predict_pruning(self, parent: Ref, spec: SpecLike, *, image_size: int = 128) -> Cost:
+        """What a structured pruning will cost, before anything runs; exact, as the rounding rule is."""
+        config, layout = self.shape(parent)
+        checked = _checked("prune", spec)
+        assert isinstance(checked, PruneSpec)
+        size = max(image_size, config.spatial_compression)
+        return estimate(config, predicted_layout(config, layout, checked), image_size=size)
+
+    def get_model_metrics(self, ref: Ref) -> dict[str, float | None]:
+        """Facts, test figures and the newest benchmark figures of a model, by metric key."""
+        row = self.get_model(ref)
+        return {key: figure.value for key, figure in self.compare([row.id]).figures[row.id].items()}
+
+    def compare(self, refs: Sequence[Ref]) -> Comparison:
+        """A comparison table; see `core.compare`."""
+        return compare(self.store, refs)
+
+    def save_to_file(self, ref: Ref, target: Path | str) -> Path:
+        """Copies a model's safetensors file to `target` (a file or a folder); never overwrites."""
+        row = self.get_model(ref)
+        path = Path(target).expanduser()
+        path = path / f"{row.name}.safetensors" if path.is_dir() else path
+        if path.exists():
+            raise CoreError(f"{path} is there already.", code="exists", given=str(path), next="Choose another name.")
+        try:
+            path.write_bytes(self.weights(ref))
+        except OSError as error:
+            raise CoreError(f"{path} could not be written: {error}", code="write", given=str(path)) from error
+        return path
+
+    def weights(self, ref: Ref) -> bytes:
+        """The bytes of a model's safetensors file."""
+        row = self.get_model(ref)
+        if row.blob_digest is None or not self.store.blobs.exists(row.blob_digest):
+            raise CoreError(f"The weights of {row.name} are not in the store any more.", code="no_weights", given=row.id)
+        return self.store.blobs.read(row.blob_digest)
+
+    def verify(self, ref: Ref | None = None) -> list[st.Problem]:
+        """Re-derives ids and file digests; what does not fit."""
+        return st.verify(self.store, ref)
+
+    # Verbs ----------------------------------------------------------------------------------------------------------------
+
+    def import_model(self, source: str = "demo", *, name: str | None = None, **options: Any) -> JobRow:
+        """Submits an import of `demo`, a zoo name, a hub id, a folder or a file."""
+        spec = _checked("import", {"source": source, **options})
+        return self._submit(spec, None, name=name or "import", interactive=True)
+
+    def initialize_model(self, source: str = "demo", *, name: str | None = None, **options: Any) -> ModelRow:
+        """Imports a model, waits for it, and makes it current where none was."""
+        job = self.wait(self.import_model(source, name=name, **options).id)
+        assert job.model_id is not None
+        if "current" not in st.aliases(self.store):
+            self.promote(job.model_id)
+        return self.get_model(job.model_id)
+
+    def prune_model(self, parent: Parent, spec: SpecLike = None, *, device: str | None = None, name: str | None = None) -> JobRow:
+        """Submits a pruning; the spec is checked against the parent first."""
+        checked = _checked("prune", spec)
+        assert isinstance(checked, PruneSpec)
+        if isinstance(parent, str) and checked.method == "l2_structured":
+            self.predict_pruning(parent, checked)
+        return self._submit(checked, parent, device=device, name=name or model_name("dcae", checked.method, checked.rate))
+
+    def retrain_model(self, parent: Parent, spec: SpecLike = None, *, device: str | None = None, name: str | None = None) -> JobRow:
+        """Submits a retraining."""
+        checked = _checked("retrain", spec)
+        assert isinstance(checked, RetrainSpec)
+        self._check_size(parent, checked.image_size)
+        if checked.perceptual_weight > 0:
+            from dcaecore.losses import lpips_status  # imports torch: only where it is asked for
+
+            available, reason = lpips_status()
+            if not available:
+                raise CoreError(f"The perceptual loss is off: {reason}.", code="no_lpips", legal=0.0)
+        return self._submit(checked, parent, device=device, name=name or model_name("dcae", "retrained"))
+
+    def evaluate_model(self, model: Parent, spec: SpecLike = None, *, device: str | None = None) -> JobRow:
+        """Submits an evaluation on pinned images."""
+        checked = _checked("evaluate", spec)
+        assert isinstance(checked, EvaluateSpec)
+        self._check_size(model, checked.image_size)
+        return self._submit(checked, model, device=device, name="evaluate")
+
+    def benchmark_models(self, refs: Sequence[Ref] | Parent, spec: SpecLike = None, *, device: str | None = None) -> JobRow:
+        """Submits one benchmark run over models, interleaved."""
+        first: Parent
+        checked = _checked("benchmark", spec)
+        assert isinstance(checked, BenchmarkSpec)
+        if isinstance(refs, str | Mapping):
+            first = refs
+        else:
+            first, *rest = [self.get_model(ref).id for ref in refs]
+            checked = checked.model_copy(update={"models": (*checked.models, *rest)})
+        self._check_size(first, checked.image_size)
+        return self._submit(checked, first, device=device, name="benchmark")
+
+    def compress(
+        self,
+        parent: Ref,
+        preset: str = "medium",
+        *,
+        prune: SpecLike = None,
+        retrain: SpecLike = None,
+        evaluate: SpecLike = None,
+        benchmark: SpecLike = None,
+        device: str | None = None,
+    ) -> list[JobRow]:
+        """The whole chain as jobs: prune, retrain, evaluate, benchmark; the parent is evaluated too where it never was.
+
+        `preset` is one of `core.specs.PRESETS`; given specs override it. Returns the jobs in order.
+        """
+        if preset not in PRESETS:
+            raise CoreError(f"There is no preset {preset!r}.", code="preset", given=preset, legal=sorted(PRESETS))
+        row, chosen = self.get_model(parent), PRESETS[preset]
+        scored = _checked("evaluate", evaluate)
+        chain: list[JobRow] = []
+        for subject in dict.fromkeys((row.id, st.baseline_of(self.store, row.id).id)):
+            if not st.scores.scores(self.store, subject):
+                chain.append(self.evaluate_model(subject, scored, device=device))
+        pruned = self.prune_model(row.id, prune or chosen.prune, device=device)
+        trained = self.retrain_model({"job": pruned.id}, retrain or chosen.retrain, device=device)
+        judged = self.evaluate_model({"job": trained.id}, scored, device=device)
+        timed = self.benchmark_models({"job": trained.id}, benchmark, device=device)
+        return [*chain, pruned, trained, judged, timed]
+
+    def predicted_seconds(self, parent: Ref, preset: str) -> float:
+        """Roughly how long a preset's training takes: by the last measured step of this store, else by MACs."""
+        chosen = PRESETS[preset].retrain
+        dense = self.cost(parent, image_size=chosen.image_size)
+        macs = self.predict_pruning(parent, PRESETS[preset].prune, image_size=chosen.image_size).macs
+        for job in jobs.list_jobs(self.store, ("done",), 50):
+            if job.operation == "retrain" and job.model_id and "step_s" in job.result:
+                made = self.cost(job.model_id, image_size=int(job.spec["image_size"]))
+                pace = job.result["step_s"] / (made.macs * int(job.spec["batch_size"]))
+                return float(pace * macs * chosen.batch_size * chosen.total_steps)
+        assert dense.macs > 0
+        return 3 * macs * chosen.batch_size * chosen.total_steps / (BACKGROUND_STEP_GMACS_PER_S * 1e9)
+
+    # Jobs -----------------------------------------------------------------------------------------------------------------
+
+    def jobs(self, *, states: Sequence[str] | None = None, limit: int = 50) -> list[JobRow]:
+        """Jobs, newest first."""
+        return jobs.list_jobs(self.store, states, limit)
+
+    def job(self, ref: str) -> JobRow:
+        """A job by id or prefix."""
+        return jobs.get_job(self.store, ref)
+
+    def control(self, ref: str, verb: str) -> JobRow:
+        """`pause`, `resume`, `cancel` or `checkpoint`; a resumed job finds a worker again."""
+        row = jobs.request(self.store, ref, verb)
+        if row.state == "queued":
+            ensure_worker(self.store, self.settings, row.device)
+        return row
+
+    def wait(self, ref: str, timeout_s: float | None = None) -> JobRow:
+        """Blocks until a job has ended; raises CoreError with the job's own error where it failed or was cancelled."""
+        started = time.monotonic()
+        while True:
+            row = jobs.get_job(self.store, ref)
+            if row.state == "done":
+                return row
+            if row.state in ("failed", "cancelled"):
+                error = row.error or {}
+                raise CoreError(
+                    error.get("message") or f"The job was {row.state}.",
+                    code=error.get("code", row.state),
+                    given=error.get("given"),
+                    legal=error.get("legal"),
+                    next=error.get("next"),
+                )
+            if row.state == "blocked" and row.message and self._is_stuck(row):
+                raise CoreError(f"{row.name} cannot start: {row.message}", code="blocked")
+            if timeout_s is not None and time.monotonic() - started > timeout_s:
+                raise CoreError(f"{row.name} is {row.state} after {timeout_s:.0f} s.", code="timeout", given=row.id)
+            time.sleep(0.05)
+
+    def log(self, ref: str, *, last: int | None = None) -> list[dict[str, str]]:
+        """Lines of a job's log: time, level, message."""
+        path = self.store.job_folder(jobs.get_job(self.store, ref).id) / "log.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text().splitlines()
+        return [json.loads(line) for line in (lines if last is None else lines[-last:])]
+
+    def series(self, ref: str, key: str, *, max_points: int | None = None) -> tuple[list[int], list[float]]:
+        """One curve of a job."""
+        steps, values = st.metrics.series(self.store, jobs.get_job(self.store, ref).id, key, max_points=max_points)
+        return list(steps), list(values)
+
+    def devices(self) -> list[Any]:
+        """Devices with their load."""
+        return devices()
+
+    def warm(self) -> None:
+        """Starts the default device's worker, so that the first job starts at once."""
+        ensure_worker(self.store, self.settings, default_device(self.settings.device))
+
+    # Inside ---------------------------------------------------------------------------------------------------------------
+
+    def _is_stuck(self, row: JobRow) -> bool:
+        return any(jobs.get_job(self.store, need).state in ("failed", "cancelled") for need in row.depends_on)
+
+    def _check_size(self, model: Parent, image_size: int) -> None:
+        if isinstance(model, str):
+            self.shape(model)[0].check_image_size(image_size, image_size)
+
+    def _submit(
+        self, spec: Spec, parent: Parent | None, *, device: str | None = None, name: str, interactive: bool = False
+    ) -> JobRow:
+        target = device or default_device(self.settings.device)
+        known = [found.name for found in devices()]
+        if target not in known:
+            raise CoreError(f"There is no device {target!r} here.", code="device", given=target, legal=known)
+        row = jobs.submit(
+            self.store,
+            spec.operation,
+            spec.model_dump(mode="json"),
+            parent=parent,
+            device=target,
+            name=name,
+            interactive=interactive,
+        )
+        ensure_worker(self.store, self.settings, target)
+        return row
+
+
+def _checked(operation: str, spec: SpecLike) -> Spec:
+    """A spec of the operation from values; raises CoreError that names the field, the value and the legal range."""
+    from pydantic import ValidationError
+
+    if isinstance(spec, Spec):
+        if spec.operation != operation:
+            raise CoreError(f"This is a spec to {spec.operation}, not to {operation}.", given=spec.operation, legal=operation)
+        return spec
+    try:
+        return SPECS[operation].model_validate(dict(spec or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or operation
+        message = first["msg"].removeprefix("Value error, ")
+        raise CoreError(
+            f"{where}: {message}", code="bad_spec", given=first.get("input"), legal=_legal(operation, first["loc"])
+        ) from error
+
+
+def _legal(operation: str, place: tuple[Any, ...]) -> Any:
+    """The bounds or choices of a field, from its schema."""
+    if not place:
+        return None
+    schema = SPECS[operation].model_json_schema()["properties"].get(str(place[0]))
+    if schema is None:
+        return sorted(SPECS[operation].model_fields)
+    parts = [schema, *schema.get("anyOf", [])]
+    for part in parts:
+        if "enum" in part:
+            return part["enum"]
+        low = part.get("minimum", part.get("exclusiveMinimum"))
+        high = part.get("maximum", part.get("exclusiveMaximum"))
+        if low is not None or high is not None:
+            return f"{low if low is not None else '-inf'} to {high if high is not None else 'inf'}"
+    return None
+
+

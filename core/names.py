@@ -1,0 +1,12 @@
+"""Telling names: `{model_type}_{method}_{ratio asked}_{UTC time}`, such as `dcae_l2structured_0.50_20260214-153000`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def model_name(family: str, what: str, ratio: float | None = None, *, when: datetime | None = None) -> str:
+    """The name of a derived model or its job; `what` loses its underscores, so that the parts stay apart."""
+    stamp = (when or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
+    parts = [family, what.replace("_", ""), *([] if ratio is None else [f"{ratio:.2f}"]), stamp]
+    return "_".join(parts)

@@ -1,0 +1,120 @@
+"""Benchmark: latency, throughput and memory of several models, interleaved in one measurement, so that their ratios hold."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from core.errors import CoreError
+from core.operations.context import Context, Outcome
+from core.operations.models import load
+from core.specs import BenchmarkSpec
+from dcaecore import DCAE
+from store import baseline_of, resolve_model
+
+PROTOCOL_VERSION = 1
+
+
+def run(spec: BenchmarkSpec, context: Context) -> Outcome:
+    """Each repeat runs every model once, in turn, so that a machine that slows down slows all of them."""
+    if context.job.parent_model_id is None:
+        raise CoreError("A benchmark needs a model.", code="no_parent")
+    ids = [context.job.parent_model_id, *(resolve_model(context.store, ref) for ref in spec.models)]
+    if spec.with_baseline:
+        ids += [baseline_of(context.store, ref).id for ref in list(ids)]
+    ids = list(dict.fromkeys(ids))
+    dtype = torch.bfloat16 if spec.dtype == "bfloat16" else torch.float32
+    models = {ref: load(context.store, ref).model.to(context.device, dtype).eval() for ref in ids}
+    for model in models.values():
+        model.config.check_image_size(spec.image_size, spec.image_size)
+    x = torch.rand(spec.batch_size, 3, spec.image_size, spec.image_size, generator=torch.Generator().manual_seed(0))
+    x = (x * 2 - 1).to(context.device, dtype)
+    times = measure(models, x, spec.repeats, spec.warmup, context)
+    rows = [{"model_id": ref, **figures(times[ref], spec.batch_size), **memory(models[ref], x)} for ref in ids]
+    measurement = {
+        "device": context.device,
+        "device_name": device_name(context.device),
+        "dtype": spec.dtype,
+        "image_size": spec.image_size,
+        "batch_size": spec.batch_size,
+        "threads": torch.get_num_threads(),
+        "repeats": spec.repeats,
+        "warmup": spec.warmup,
+        "version": PROTOCOL_VERSION,
+        "torch": torch.__version__,
+        "models": rows,
+    }
+    for row in rows:
+        context.log("info", f"{row['model_id']}: decode {row['decode_ms']:.2f} ms, encode {row['encode_ms']:.2f} ms")
+    return Outcome(measurements=[measurement], result={"models": ids})
+
+
+@torch.inference_mode()
+def measure(
+    models: dict[str, DCAE], x: Tensor, repeats: int, warmup: int, context: Context | None = None
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each repeat's `encode` and `decode`, by model; synchronised, after `warmup` untimed runs of each."""
+    latents = {ref: model.encode(x) for ref, model in models.items()}
+    times: dict[str, dict[str, list[float]]] = {ref: {"encode": [], "decode": []} for ref in models}
+    for repeat in range(-warmup, repeats):
+        for ref, model in models.items():
+            encode = _time(lambda m=model: m.encode(x), x.device)  # type: ignore[misc]
+            decode = _time(lambda m=model, z=latents[ref]: m.decode(z), x.device)  # type: ignore[misc]
+            if repeat >= 0:
+                times[ref]["encode"].append(encode)
+                times[ref]["decode"].append(decode)
+        if context is not None:
+            context.check()
+            context.progress((repeat + warmup + 1) / (repeats + warmup), f"repeat {max(0, repeat + 1)} of {repeats}")
+    return times
+
+
+def _time(call: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def figures(times: dict[str, list[float]], batch_size: int) -> dict[str, float]:
+    """Median, p95, p99 and spread of a batch in ms, and images a second."""
+    found: dict[str, float] = {}
+    both = [a + b for a, b in zip(times["encode"], times["decode"], strict=True)]
+    for name, values in (("encode", times["encode"]), ("decode", times["decode"]), ("both", both)):
+        ms = np.array(values) * 1e3
+        found[f"{name}_ms"] = float(np.median(ms))
+        found[f"{name}_p95_ms"] = float(np.percentile(ms, 95))
+        found[f"{name}_p99_ms"] = float(np.percentile(ms, 99))
+        found[f"{name}_spread_ratio"] = float((np.percentile(ms, 75) - np.percentile(ms, 25)) / np.median(ms))
+        found[f"{name}_images_per_s"] = float(batch_size / np.median(values))
+    return found
+
+
+@torch.inference_mode()
+def memory(model: DCAE, x: Tensor) -> dict[str, float]:
+    """Peak bytes of a forward pass: the allocator's on CUDA, the whole process's resident memory elsewhere."""
+    if x.device.type != "cuda":
+        return {"process_memory_bytes": float(psutil.Process().memory_info().rss)}
+    torch.cuda.reset_peak_memory_stats(x.device)
+    model(x)
+    return {
+        "peak_memory_bytes": float(torch.cuda.max_memory_allocated(x.device)),
+        "reserved_memory_bytes": float(torch.cuda.max_memory_reserved(x.device)),
+    }
+
+
+def device_name(device: str) -> str:
+    """What the device calls itself."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()

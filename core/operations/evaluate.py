@@ -1,0 +1,65 @@
+"""Evaluate: quality on pinned images, per image and mean, with pictures of the first ones."""
+
+from __future__ import annotations
+
+import torch
+
+from core.errors import CoreError
+from core.operations.context import Context, Outcome
+from core.operations.images import open_parts
+from core.operations.models import load
+from core.operations.retrain import png
+from core.specs import EvaluateSpec
+from dcaecore import ReconstructionLoss, evaluate_images, median_scores, pin
+from store import NewImage, NewScores
+
+PROTOCOL_VERSION = 1
+
+
+def run(spec: EvaluateSpec, context: Context) -> Outcome:
+    """Scores the job's model; the protocol names the images by their digest, so only like is compared with like."""
+    if context.job.parent_model_id is None:
+        raise CoreError("Evaluating needs a model.", code="no_parent")
+    subject = load(context.store, context.job.parent_model_id, context.device)
+    subject.model.config.check_image_size(spec.image_size, spec.image_size)
+    (part,) = open_parts(spec.data, spec.image_size, context, spec.split)
+    pinned = pin(part.cache, part.rows, spec.num_images, skip_broken=spec.data.skip_broken)
+    context.progress(0.3, f"{len(pinned)} images", force=True)
+    autocast = torch.bfloat16 if spec.dtype == "bfloat16" else None
+    loss = ReconstructionLoss("l1").to(context.device)
+    scores = evaluate_images(
+        subject.model, pinned, batch_size=spec.batch_size, device=context.device, autocast=autocast, loss=loss
+    )
+    context.check()
+    protocol = {
+        "version": PROTOCOL_VERSION,
+        "images_sha256": pinned.digest,
+        "num_images": len(pinned),
+        "image_size": spec.image_size,
+        "dtype": spec.dtype,
+        "source": f"{spec.data.kind}:{spec.data.location}",
+        "loss": "l1",
+    }
+    pictures = []
+    for index in range(min(spec.num_save_images, len(pinned))):
+        pictures.append(NewImage(index, png(pinned.images[index]), "original"))
+        pictures.append(NewImage(index, png(scores.reconstructions[index])))
+    floor = {f"median_frame_{name}": value for name, value in median_scores(pinned).items() if "psnr" in name}
+    result = {
+        **floor,
+        "foreground_share": pinned.foreground_share,
+        "foreground_reason": pinned.foreground_reason,
+        "skipped_rows": list(pinned.skipped),
+        "device": context.device,
+    }
+    context.log("info", ", ".join(f"{name} {value:.4g}" for name, value in scores.means.items()))
+    entry = NewScores(
+        protocol=protocol,
+        split=spec.split,
+        means=scores.means,
+        per_image={name: [float(v) for v in values] for name, values in scores.per_image.items()},
+        row_ids=pinned.row_ids,
+        images=pictures,
+        model_id=subject.row.id,
+    )
+    return Outcome(scores=[entry], result=result)

@@ -1,0 +1,51 @@
+"""From a data spec to opened, cached, pinned images; shared by retrain and evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.operations.context import Context
+from core.specs import DataSpec
+from dcaecore import DataSource, Frames, ImageCache, open_frames, split_rows
+
+
+@dataclass
+class Part:
+    """One part of a data set: its rows and the decoded images that they share."""
+
+    cache: ImageCache
+    rows: np.ndarray
+
+    @property
+    def frames(self) -> Frames:
+        return self.cache.frames
+
+
+def source_of(data: DataSpec, location: str | None = None) -> DataSource:
+    """The data spec as dcaecore's source."""
+    return DataSource(data.kind, location or data.location, data.column, "train", data.revision, data.max_rows)
+
+
+def open_parts(data: DataSpec, image_size: int, context: Context, *names: str) -> list[Part]:
+    """The named parts (`train`, `validation`, `test`) at a size. A second location serves validation and test where it is given."""
+    folder = context.settings.data_folder
+    context.progress(0.0, "opening images", force=True)
+    main = ImageCache(open_frames(source_of(data), cache_folder=folder), image_size)
+    splits = split_rows(main.frames, seed=data.split_seed, deny=data.deny_rows)
+    parts = []
+    other = None
+    for name in names:
+        if data.validation_location is None or name == "train":
+            rows = splits.part(name)
+            if data.validation_location is not None:
+                rows = np.sort(np.concatenate([splits.train, splits.validation, splits.test]))
+            parts.append(Part(main, rows))
+            continue
+        if other is None:
+            other = ImageCache(open_frames(source_of(data, data.validation_location), cache_folder=folder), image_size)
+        halves = split_rows(other.frames, seed=data.split_seed)
+        rows = halves.test if name == "test" else np.sort(np.concatenate([halves.train, halves.validation]))
+        parts.append(Part(other, rows))
+    return parts
