@@ -100,15 +100,14 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
     raw: dict[str, dict[str, float | None]] = {}
     family: dict[str, tuple[str | None, str]] = {m.id: (m.parent_id, baseline_of(store, m.id).id) for m in models}
     needed = list(dict.fromkeys(ref for m in models for ref in (m.id, *family[m.id]) if ref))
-    protocol = _shared_protocol(store, needed, [m.id for m in models], notes)
+    protocol = _shared_protocol(store, needed, notes)
+    evaluated = scores.score_rows(store, needed, protocol_id=protocol[0]) if protocol else {}
     measurement = _shared_measurement(store, [m.id for m in models], notes)
     for ref in needed:
         row = get_model(store, ref, deleted=True)
         values: dict[str, float | None] = {key: row.facts.get(key) for key in METRICS}
-        if protocol is not None:
-            for entry in scores.score_rows(store, ref):
-                if entry.protocol_id == protocol[0] and entry.split == "test":
-                    values.update({k: v for k, v in entry.means.items() if k in METRICS})
+        if ref in evaluated:
+            values.update({k: v for k, v in evaluated[ref].means.items() if k in METRICS})
         if measurement is not None and ref in measurement.models:
             values.update({k: v for k, v in measurement.models[ref].items() if k in METRICS})
         raw[ref] = values
@@ -137,23 +136,16 @@ def _change(value: float | None, reference: float | None) -> float | None:
     return value / reference - 1.0
 
 
-def _shared_protocol(
-    store: Store, needed: Sequence[str], shown: Sequence[str], notes: list[str]
-) -> tuple[str, dict[str, Any]] | None:
-    """The protocol that most of the models were evaluated under (the newest of those)."""
-    count: dict[str, int] = {}
-    content: dict[str, dict[str, Any]] = {}
-    for ref in needed:
-        for entry in scores.score_rows(store, ref):
-            if entry.split == "test":
-                count[entry.protocol_id] = count.get(entry.protocol_id, 0) + (2 if ref in shown else 1)
-                content[entry.protocol_id] = entry.protocol
-    if not count:
+def _shared_protocol(store: Store, needed: Sequence[str], notes: list[str]) -> tuple[str, dict[str, Any]] | None:
+    """The protocol that most of the models were last evaluated under."""
+    last = scores.score_rows(store, needed)
+    if not last:
         return None
-    best = max(count, key=lambda key: count[key])
-    if len(count) > 1:
-        notes.append(f"Figures of {len(count) - 1} other evaluation protocols are left out: they do not compare.")
-    return best, content[best]
+    ids = [entry.protocol_id for entry in last.values()]
+    best = max(dict.fromkeys(ids), key=ids.count)
+    if len(set(ids)) > 1:
+        notes.append("Some models were last evaluated on other images: only figures of one protocol are shown.")
+    return best, next(entry.protocol for entry in last.values() if entry.protocol_id == best)
 
 
 def _shared_measurement(store: Store, shown: Sequence[str], notes: list[str]) -> Any:

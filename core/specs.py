@@ -70,11 +70,14 @@ class DataSpec(BaseModel):
     column: str = Field("frame_image", min_length=1, description="Column that holds the image.")
     revision: str | None = Field(None, description="Revision of a hub data set: a commit, tag or branch.")
     validation_location: str | None = Field(
-        None, description="A second location of the same kind for validation (Tahahah/PacmanDataset_2); else a part of this."
+        None,
+        description="A second location of the same kind for validation (Tahahah/PacmanDataset_2); else a part of this.",
     )
     max_rows: int = Field(20_000, ge=16, le=5_000_000, description="At most this many rows of a streamed set are used.")
     split_seed: int = Field(0, ge=0, description="Seed of the split into train, validation and test by episode.")
-    skip_broken: bool = Field(False, description="Skip images that cannot be read (counted and shown) instead of stopping.")
+    skip_broken: bool = Field(
+        False, description="Skip images that cannot be read (counted and shown) instead of stopping."
+    )
     deny_rows: tuple[str, ...] = Field((), description="Row ids that are never used.")
 
 
@@ -83,7 +86,9 @@ class ImportSpec(Spec):
 
     operation: ClassVar[str] = "import"
 
-    source: str = _field("demo", "`demo`, a zoo name, a Hugging Face id, a folder, or a .safetensors/.pt/.pth file.", group="Model")
+    source: str = _field(
+        "demo", "`demo`, a zoo name, a Hugging Face id, a folder, or a .safetensors/.pt/.pth file.", group="Model"
+    )
     revision: str | None = _field(None, "Revision of a Hugging Face model.", group="Model", advanced=True)
     random_seed: int | None = _field(
         None, "For a zoo name only: build it with random weights from this seed.", group="Model", advanced=True, ge=0
@@ -112,7 +117,9 @@ class PruneSpec(Spec):
         advanced=True,
         when={"method": list(UNSTRUCTURED_METHODS)},
     )
-    part: Literal["both", "encoder", "decoder"] = _field("both", "Which half of the autoencoder is pruned.", group="Where")
+    part: Literal["both", "encoder", "decoder"] = _field(
+        "both", "Which half of the autoencoder is pruned.", group="Where"
+    )
     round_to: int = _field(
         1,
         "Kept hidden and mid channels are a multiple of this where the site allows (8 suits GPUs); heads are never rounded.",
@@ -169,7 +176,9 @@ class RetrainSpec(Spec):
     operation: ClassVar[str] = "retrain"
 
     data: DataSpec = _field(DataSpec(), "Training images.", group="Data")
-    image_size: int = _field(128, "Side of the square that images are padded and resized to.", group="Data", ge=16, le=4096, unit="px")
+    image_size: int = _field(
+        128, "Side of the square that images are padded and resized to.", group="Data", ge=16, le=4096, unit="px"
+    )
     batch_size: int = _field(1, "Images in a step.", group="Basic", ge=1, le=4096)
     n_epochs: int = _field(1, "Epochs.", group="Basic", ge=1, le=100_000)
     steps_per_epoch: int = _field(100, "Steps in an epoch.", group="Basic", ge=1, le=1_000_000)
@@ -189,8 +198,12 @@ class RetrainSpec(Spec):
         when={"optimizer_name": ["adamw", "adam"]},
     )  # fmt: skip
     weight_decay: float = _field(0.05, "Weight decay.", group="Optimizer", ge=0.0, le=10.0)
-    decay_norms_and_biases: bool = _field(False, "Apply weight decay to norms and biases too.", group="Optimizer", advanced=True)
-    grad_clip: float = _field(1.0, "Largest norm of the gradient; 0 turns clipping off.", group="Optimizer", ge=0.0, le=1e6)
+    decay_norms_and_biases: bool = _field(
+        False, "Apply weight decay to norms and biases too.", group="Optimizer", advanced=True
+    )
+    grad_clip: float = _field(
+        1.0, "Largest norm of the gradient; 0 turns clipping off.", group="Optimizer", ge=0.0, le=1e6
+    )
     ema_decay: float = _field(
         0.0, "Keep an exponential moving average of the weights and store that; 0 is off.", group="Optimizer", ge=0.0, lt=1.0,
         advanced=True,
@@ -200,7 +213,9 @@ class RetrainSpec(Spec):
     lr_schedule_name: Literal["cosine", "constant", "linear", "step", "exponential", "onecycle"] = _field(
         "cosine", "How the learning rate moves after the warm-up.", group="Schedule"
     )
-    warmup_epochs: int = _field(5, "Epochs of linear warm-up, counted within n_epochs.", group="Schedule", ge=0, le=100_000)
+    warmup_epochs: int = _field(
+        5, "Epochs of linear warm-up, counted within n_epochs.", group="Schedule", ge=0, le=100_000
+    )
     warmup_lr: float = _field(1e-6, "Learning rate at the first step of the warm-up.", group="Schedule", ge=0.0, le=1.0)
     min_lr: float = _field(
         0.0, "Learning rate at the end.", group="Schedule", ge=0.0, le=1.0, advanced=True,
@@ -220,11 +235,20 @@ class RetrainSpec(Spec):
         ge=1.0, le=1000.0,
     )  # fmt: skip
     perceptual_weight: float = _field(
-        0.0, "Weight of LPIPS; needs the package `lpips` and its weights on this machine.", group="Loss", ge=0.0, le=100.0
+        0.0,
+        "Weight of LPIPS; needs the package `lpips` and its weights on this machine.",
+        group="Loss",
+        ge=0.0,
+        le=100.0,
     )
-    frozen_part: Literal["none", "encoder", "decoder"] = _field("none", "Part that keeps its weights.", group="Loss", advanced=True)
+    frozen_part: Literal["none", "encoder", "decoder"] = _field(
+        "none", "Part that keeps its weights.", group="Loss", advanced=True
+    )
     batchnorm: Literal["frozen", "train"] = _field(
-        "frozen", "BatchNorm statistics: keep the parent's, or update them (needs larger batches).", group="Loss", advanced=True
+        "frozen",
+        "BatchNorm statistics: keep the parent's, or update them (needs larger batches).",
+        group="Loss",
+        advanced=True,
     )
 
     eval_interval: int = _field(1, "Epochs between validations.", group="Validation", ge=1)
@@ -232,11 +256,19 @@ class RetrainSpec(Spec):
     best_metric: Literal["psnr_db", "foreground_psnr_db", "ssim", "loss"] = _field(
         "psnr_db", "The checkpoint that is best by this figure becomes the new model.", group="Validation"
     )
-    keep: Literal["best", "last"] = _field("best", "Which weights become the new model.", group="Validation", advanced=True)
-    num_save_images: int = _field(8, "Reconstructions kept at each validation.", group="Validation", ge=0, le=64, identity=False)
+    keep: Literal["best", "last"] = _field(
+        "best", "Which weights become the new model.", group="Validation", advanced=True
+    )
+    num_save_images: int = _field(
+        8, "Reconstructions kept at each validation.", group="Validation", ge=0, le=64, identity=False
+    )
 
-    save_interval: int = _field(5, "Epochs between checkpoints (and once a minute besides).", group="Checkpoints", ge=1, identity=False)
-    log_interval: int = _field(100, "Steps between lines of the log; curves record each step.", group="Checkpoints", ge=1, identity=False)
+    save_interval: int = _field(
+        5, "Epochs between checkpoints (and once a minute besides).", group="Checkpoints", ge=1, identity=False
+    )
+    log_interval: int = _field(
+        100, "Steps between lines of the log; curves record each step.", group="Checkpoints", ge=1, identity=False
+    )
     num_workers: int = _field(2, "Threads that load images.", group="Data", ge=0, le=64, identity=False, advanced=True)
 
     @field_validator("betas")
@@ -259,10 +291,14 @@ class EvaluateSpec(Spec):
 
     data: DataSpec = _field(DataSpec(), "Images.", group="Data")
     split: Literal["test", "validation"] = _field("test", "Which part of the data.", group="Data")
-    image_size: int = _field(128, "Side of the square that images are padded and resized to.", group="Data", ge=16, le=4096, unit="px")
+    image_size: int = _field(
+        128, "Side of the square that images are padded and resized to.", group="Data", ge=16, le=4096, unit="px"
+    )
     num_images: int = _field(64, "Pinned images.", group="Data", ge=1, le=10_000)
     num_save_images: int = _field(8, "Reconstructions kept as pictures.", group="Data", ge=0, le=64)
-    batch_size: int = _field(4, "Images at once; does not change the figures.", group="Basic", ge=1, le=256, identity=False)
+    batch_size: int = _field(
+        4, "Images at once; does not change the figures.", group="Basic", ge=1, le=256, identity=False
+    )
     dtype: DType = _field("float32", "Precision.", group="Basic")
 
 

@@ -120,7 +120,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
 
 
-def split_masks(tensors: dict[str, Tensor], shapes: Mapping[str, list[int]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split_masks(
+    tensors: dict[str, Tensor], shapes: Mapping[str, list[int]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights and unpacked bool masks of a file's tensors."""
     masks = {}
     for name, shape in shapes.items():
@@ -138,7 +140,8 @@ def build(config: DCAEConfig, layout: Layout, state: Mapping[str, Tensor], *, na
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which the model has not"
         raise CheckpointError(
-            f"{name} does not fit the model: it {what} ({len(missing)} missing, {len(extra)} unknown).", code="wrong_keys"
+            f"{name} does not fit the model: it {what} ({len(missing)} missing, {len(extra)} unknown).",
+            code="wrong_keys",
         )
     for key, value in expected.items():
         if value.shape != state[key].shape:

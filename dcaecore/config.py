@@ -142,7 +142,9 @@ def _coder_from_json(data: Mapping[str, Any]) -> CoderConfig:
     known = {f.name for f in fields(CoderConfig)}
     unknown = set(data) - known
     if unknown:
-        raise ConfigError(f"Unknown field {sorted(unknown)[0]!r} in a coder config.", given=sorted(unknown), legal=sorted(known))
+        raise ConfigError(
+            f"Unknown field {sorted(unknown)[0]!r} in a coder config.", given=sorted(unknown), legal=sorted(known)
+        )
     values = {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in data.items()}
     if "scales" in values:
         values["scales"] = tuple(tuple(scale) for scale in values["scales"])
@@ -161,13 +163,19 @@ def _validate_coder(name: str, coder: CoderConfig) -> None:
             raise ConfigError(
                 f"{name}.{field} has {len(getattr(coder, field))} entries for {count} stages.", legal=f"{count} entries"
             )
-    legal: dict[str, tuple[str, ...]] = {"blocks": ("resblock", "evit"), "norms": ("trms2d", "bn2d"), "acts": ("silu", "relu")}
+    legal: dict[str, tuple[str, ...]] = {
+        "blocks": ("resblock", "evit"),
+        "norms": ("trms2d", "bn2d"),
+        "acts": ("silu", "relu"),
+    }
     for field, values in legal.items():
         for value in getattr(coder, field):
             if value not in values:
                 raise ConfigError(f"{name}.{field} holds {value!r}.", given=value, legal=values)
     if any(depth < 0 for depth in coder.depths) or any(width < 1 for width in coder.widths):
-        raise ConfigError(f"{name}.widths are at least 1 and {name}.depths at least 0.", given=[coder.widths, coder.depths])
+        raise ConfigError(
+            f"{name}.widths are at least 1 and {name}.depths at least 0.", given=[coder.widths, coder.depths]
+        )
     for stage, (width, kind, depth) in enumerate(zip(coder.widths, coder.blocks, coder.depths, strict=True)):
         if kind == "evit" and depth and width % coder.head_dim:
             raise ConfigError(

@@ -117,7 +117,9 @@ def open_frames(
     pixels = None
     if source.kind == "sample":
         if source.location not in SAMPLE_SETS:
-            raise DataError(f"There is no sample set {source.location!r}.", given=source.location, legal=sorted(SAMPLE_SETS))
+            raise DataError(
+                f"There is no sample set {source.location!r}.", given=source.location, legal=sorted(SAMPLE_SETS)
+            )
         path = ensure_sample_set(source.location, cache_folder / "samples")
         import json
 
@@ -137,7 +139,10 @@ def _matches(location: str, pattern: str) -> list[str]:
     found = sorted(str(p) for p in path.glob(pattern)) if path.is_dir() else sorted(glob.glob(str(path)))
     if not found:
         raise DataError(
-            f"No parquet file at {location!r}.", code="no_data", given=location, legal="a .parquet file, a glob or a folder of them"
+            f"No parquet file at {location!r}.",
+            code="no_data",
+            given=location,
+            legal="a .parquet file, a glob or a folder of them",
         )
     return found
 
@@ -150,7 +155,9 @@ def _read_parquet(files: list[str], cache_folder: Path) -> Any:
         try:
             pq.read_schema(file)
         except Exception as error:  # pyarrow raises several kinds; all mean that the file is not readable parquet
-            raise DataError(f"{Path(file).name} is no readable parquet file: {error}", code="no_data", given=file) from error
+            raise DataError(
+                f"{Path(file).name} is no readable parquet file: {error}", code="no_data", given=file
+            ) from error
     datasets.disable_progress_bars()
     return datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache_folder / "datasets"))
 
@@ -163,7 +170,9 @@ def _wrap(source: DataSource, rows: Any, pixels: str | None) -> Frames:
             f"The data has no column {source.column!r}.", code="no_column", given=source.column, legal=rows.column_names
         )
     if len(rows) == 0:
-        raise DataError("The data set is empty.", code="no_data", given=source.location, next="Choose one with at least 3 images.")
+        raise DataError(
+            "The data set is empty.", code="no_data", given=source.location, next="Choose one with at least 3 images."
+        )
     rows = rows.cast_column(source.column, datasets.Image(decode=False))
     episodes = None
     if EPISODE_COLUMN in rows.column_names:
@@ -185,7 +194,9 @@ def _open_folder(source: DataSource) -> Frames:
         raise DataError(f"There is no folder {source.location!r}.", code="no_data", given=source.location)
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
     if not files:
-        raise DataError(f"No pictures in {source.location!r}.", code="no_data", given=source.location, legal=PICTURE_SUFFIXES)
+        raise DataError(
+            f"No pictures in {source.location!r}.", code="no_data", given=source.location, legal=PICTURE_SUFFIXES
+        )
     rows = datasets.Dataset.from_dict({source.column: [str(p) for p in files]}).cast_column(
         source.column, datasets.Image(decode=False)
     )
@@ -208,7 +219,10 @@ def _hub_stream(source: DataSource) -> Iterable[dict[str, Any]]:
 
 
 def _cache_hub(
-    source: DataSource, cache_folder: Path, stream: Callable[[DataSource], Iterable[dict[str, Any]]], shard_rows: int = 1000
+    source: DataSource,
+    cache_folder: Path,
+    stream: Callable[[DataSource], Iterable[dict[str, Any]]],
+    shard_rows: int = 1000,
 ) -> list[Path]:
     """Streams a hub set into parquet shards once; goes on after the last whole shard when the hub drops or the job is killed."""
     import datasets

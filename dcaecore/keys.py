@@ -121,7 +121,6 @@ def _block_pairs(here: str, there: str, kind: str, scales: int, original: bool) 
     return pairs
 
 
-
 def _by_module(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     grouped: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():

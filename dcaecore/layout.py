@@ -77,7 +77,9 @@ class Layout:
         known = sites(config)
         for name, kept in self.kept.items():
             if name not in known:
-                raise ConfigError(f"This config has no site {name!r}.", code="unknown_site", given=name, legal=sorted(known)[:8])
+                raise ConfigError(
+                    f"This config has no site {name!r}.", code="unknown_site", given=name, legal=sorted(known)[:8]
+                )
             _check_indices(name, kept, known[name].total)
 
     def compose(self, config: DCAEConfig, keep: Mapping[str, Sequence[int]]) -> Layout:
@@ -86,7 +88,9 @@ class Layout:
         kept = dict(self.kept)
         for name, indices in keep.items():
             if name not in known:
-                raise ConfigError(f"This config has no site {name!r}.", code="unknown_site", given=name, legal=sorted(known)[:8])
+                raise ConfigError(
+                    f"This config has no site {name!r}.", code="unknown_site", given=name, legal=sorted(known)[:8]
+                )
             units = self.units(known[name])
             _check_indices(name, indices, len(units))
             if len(indices) < len(units):

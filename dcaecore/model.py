@@ -57,9 +57,7 @@ def _blocks(config: DCAEConfig, layout: Layout, coder_name: str, stage: int) -> 
         else:
             heads = layout.width(known[f"{prefix}.heads"])
             hidden = layout.width(known[f"{prefix}.hidden"])
-            made.append(
-                EViTBlock(width, heads, hidden, head_dim=coder.head_dim, scales=coder.scales[stage], norm=norm)
-            )
+            made.append(EViTBlock(width, heads, hidden, head_dim=coder.head_dim, scales=coder.scales[stage], norm=norm))
     return made
 
 

@@ -118,7 +118,11 @@ def _foreground(
     for name in np.unique(episodes):
         own = episodes == name
         if own.sum() < MIN_MEDIAN_FRAMES:
-            return None, None, f"an episode has {own.sum()} pinned frames of the {MIN_MEDIAN_FRAMES} that a median needs"
+            return (
+                None,
+                None,
+                f"an episode has {own.sum()} pinned frames of the {MIN_MEDIAN_FRAMES} that a median needs",
+            )
         frame = np.median(images[own], axis=0).astype(np.uint8)
         median[own] = frame
         moving[own] = foreground(images[own], frame) & content[own]

@@ -83,7 +83,9 @@ def _recognise(
         return find_variant(config), config
     if variant is not None:
         if variant not in VARIANTS:
-            raise CheckpointError(f"There is no variant {variant!r}.", code="variant", given=variant, legal=sorted(VARIANTS))
+            raise CheckpointError(
+                f"There is no variant {variant!r}.", code="variant", given=variant, legal=sorted(VARIANTS)
+            )
         return variant, VARIANTS[variant]
     best: tuple[int, str] | None = None
     for candidate, known in VARIANTS.items():
@@ -162,6 +164,9 @@ def _in_folder(folder: Path) -> Path:
     if len(chosen) != 1:
         what = "no weights file" if not chosen else f"{len(chosen)} weights files"
         raise CheckpointError(
-            f"{folder.name} holds {what}.", code="no_file", given=[p.name for p in chosen][:5], next="Name the file itself."
+            f"{folder.name} holds {what}.",
+            code="no_file",
+            given=[p.name for p in chosen][:5],
+            next="Name the file itself.",
         )
     return chosen[0]

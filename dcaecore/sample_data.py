@@ -47,7 +47,17 @@ class SampleSet:
 SAMPLE_SETS: dict[str, SampleSet] = {
     "mspacman": SampleSet(("ms_pacman",), episodes=40, frames_per_episode=64),
     "mixed": SampleSet(
-        ("ms_pacman", "breakout", "pong", "space_invaders", "seaquest", "enduro", "freeway", "qbert", "montezuma_revenge"),
+        (
+            "ms_pacman",
+            "breakout",
+            "pong",
+            "space_invaders",
+            "seaquest",
+            "enduro",
+            "freeway",
+            "qbert",
+            "montezuma_revenge",
+        ),
         episodes=6,
         frames_per_episode=40,
     ),
@@ -192,7 +202,10 @@ def write_sample_set(
                         "episode": frame.episode,
                         "frame_image": {"bytes": _png(frame.image), "path": f"{game}-{index}-{len(rows)}.png"},
                         "action": frame.action,
-                        "next_frame_image": {"bytes": _png(frame.next_image), "path": f"{game}-{index}-{len(rows)}n.png"},
+                        "next_frame_image": {
+                            "bytes": _png(frame.next_image),
+                            "path": f"{game}-{index}-{len(rows)}n.png",
+                        },
                         "done": frame.done,
                     }
                 )

@@ -37,7 +37,14 @@ from dcaecore.pinned import PinnedImages
 from dcaecore.schedules import learning_rate
 
 CHECKPOINT_SECONDS = 60.0
-HIGHER_IS_BETTER = {"psnr_db": True, "foreground_psnr_db": True, "ssim": True, "accuracy": True, "loss": False, "l1": False}
+HIGHER_IS_BETTER = {
+    "psnr_db": True,
+    "foreground_psnr_db": True,
+    "ssim": True,
+    "accuracy": True,
+    "loss": False,
+    "l1": False,
+}
 
 
 @dataclass(frozen=True)
@@ -145,9 +152,7 @@ class TrainResult:
     skipped_rows: tuple[str, ...]
 
 
-def parameter_groups(
-    model: nn.Module, *, weight_decay: float, decay_norms_and_biases: bool
-) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, *, weight_decay: float, decay_norms_and_biases: bool) -> list[dict[str, object]]:
     """Trainable parameters with and without weight decay: vectors (norms, biases) are spared unless asked for."""
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim > 1 or decay_norms_and_biases]
@@ -184,7 +189,13 @@ class _Run:
         folder: Path | None,
         device: str,
     ) -> None:
-        self.settings, self.pinned, self.callbacks, self.folder, self.device = settings, pinned, callbacks, folder, device
+        self.settings, self.pinned, self.callbacks, self.folder, self.device = (
+            settings,
+            pinned,
+            callbacks,
+            folder,
+            device,
+        )
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.frozen_part != "none":
             getattr(self.model, settings.frozen_part).requires_grad_(False)
@@ -292,7 +303,9 @@ class _Run:
         self.best_value, self.best_step = state.facts["best_value"], state.facts["best_step"]
         self.skipped = set(state.facts["skipped"])
         if state.facts["threads"] != torch.get_num_threads():
-            self.callbacks.log("warning", "Resumed with another thread count: the last bits of the weights will differ.")
+            self.callbacks.log(
+                "warning", "Resumed with another thread count: the last bits of the weights will differ."
+            )
 
     def train_step(self, stream_batch) -> dict[str, float]:  # type: ignore[no-untyped-def]
         started = time.perf_counter()
@@ -401,6 +414,4 @@ def train(
     finally:
         batches.close()  # type: ignore[attr-defined]
     kept = run.best if settings.keep == "best" and run.best else run.kept_weights()
-    return TrainResult(
-        status, run.step, kept, run.best_step or run.step, run.best_value, tuple(sorted(run.skipped))
-    )
+    return TrainResult(status, run.step, kept, run.best_step or run.step, run.best_value, tuple(sorted(run.skipped)))

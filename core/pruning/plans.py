@@ -75,7 +75,9 @@ def site_rates(config: DCAEConfig, spec: PruneSpec) -> dict[str, float]:
     stages = {f"{site.coder}.stages.{site.stage}" for site in sites(config).values()}
     unknown = sorted(set(spec.stage_rates) - stages)
     if unknown:
-        raise CoreError(f"There is no stage {unknown[0]!r}.", code="unknown_stage", given=unknown[0], legal=sorted(stages))
+        raise CoreError(
+            f"There is no stage {unknown[0]!r}.", code="unknown_stage", given=unknown[0], legal=sorted(stages)
+        )
     rates: dict[str, float] = {}
     for name, site in sites(config).items():
         if spec.part not in ("both", site.coder) or site.kind not in spec.kinds:

@@ -135,9 +135,7 @@ def test_resblock_scores_and_surgery_agree_with_torch_pruning():
     result = cut(model.state_dict(), model.config, Layout(), {site.name: kept})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for inner, root, units, prefix in (
-            (block, "conv1", gone, "encoder.stages.1.blocks.0"),
-        ):
+        for inner, root, units, prefix in ((block, "conv1", gone, "encoder.stages.1.blocks.0"),):
             inner = inner.requires_grad_(True)
             graph = tp.DependencyGraph().build_dependency(inner, torch.zeros(1, 8, 8, 8))
             graph.get_pruning_group(getattr(inner, root), tp.prune_conv_out_channels, idxs=units).prune()
@@ -164,9 +162,7 @@ def test_glu_surgery_agrees_with_torch_pruning():
         assert torch.equal(value, result.state[f"encoder.stages.3.blocks.0.glu.{key}"]), key
 
 
-@given(
-    units=st.integers(1, 2000), rate=st.integers(2, 18).map(lambda n: n * 0.05), round_to=st.sampled_from([1, 4, 8])
-)
+@given(units=st.integers(1, 2000), rate=st.integers(2, 18).map(lambda n: n * 0.05), round_to=st.sampled_from([1, 4, 8]))
 def test_kept_counts_follow_the_stated_rule(units, rate, round_to):
     kept = kept_count(units, rate, round_to=round_to)
     plain = max(1, units - int(np.floor(rate * units + 1e-9)))
@@ -240,7 +236,9 @@ def test_refusals_say_why():
 
 
 def test_ordinary_networks_go_through_torch_pruning():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1))
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)
+    )
     net.train()
     prune_ordinary(net, torch.zeros(1, 3, 16, 16), 0.5)
     assert net[0].out_channels == 4 and net[3].out_channels == 8 and net[5].out_channels == 4

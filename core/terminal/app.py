@@ -1,0 +1,255 @@
+"""The commands. Each waits for its job unless `--detach`; exit codes: 0 done, 1 the job failed, 2 the user's mistake, 3 ours."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from core.errors import CoreError, as_error
+from core.jobs.worker import serve
+from core.model_manager import ModelManager
+from core.settings import Settings
+from core.specs import SPECS
+from core.terminal import demo as demo_job
+from core.terminal import output
+from core.terminal.options import spec_values, with_options
+from store import JobRow
+
+app = typer.Typer(
+    help="Offshoot: prune, retrain and compare autoencoders, and keep every model's ancestry.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@dataclass
+class State:
+    """What the options before the verb say."""
+
+    settings: Settings
+    json: bool = False
+    detach: bool = False
+
+    def manager(self) -> ModelManager:
+        return ModelManager(settings=self.settings)
+
+
+state = State(Settings.model_construct())
+
+
+@app.callback()
+def common(
+    store: Annotated[Path | None, typer.Option(help="The store's folder [OFFSHOOT_HOME].")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda:0 or auto [OFFSHOOT_DEVICE].")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    detach: Annotated[bool, typer.Option(help="Do not wait for the job.")] = False,
+) -> None:
+    """Options before the verb hold for every verb."""
+    chosen: dict[str, Any] = {}
+    if store is not None:
+        chosen["home"] = store
+    if device is not None:
+        chosen["device"] = device
+    state.settings = Settings(**chosen)
+    state.json, state.detach = json, detach
+
+
+def _finish(manager: ModelManager, job: JobRow) -> None:
+    """Waits (unless detached) and tells what was made."""
+    if state.detach:
+        output.emit(job.to_json()) if state.json else output.console.print(f"{job.id} queued")
+        return
+    done = output.follow(manager, job, quiet=state.json)
+    if state.json:
+        model = manager.get_model(done.model_id).to_json() if done.model_id else None
+        output.emit({"job": done.to_json(), "model": model})
+    elif done.model_id:
+        row = manager.get_model(done.model_id)
+        output.console.print(f"{row.id}  {row.name}  {row.facts['parameters']:,.0f} parameters", highlight=False)
+
+
+def import_model(source: str = "demo", name: str | None = None, spec: Path | None = None, **options: Any) -> None:
+    """Bring a model into the store: demo, a zoo name, a hub id, a folder or a file."""
+    manager = state.manager()
+    values = spec_values(SPECS["import"], {"source": source, **options}, spec)
+    job = manager.import_model(values.pop("source"), name=name, **values)
+    _finish(manager, job)
+    if not state.detach and manager.current() is not None:
+        made = manager.job(job.id).model_id
+        if made and "current" not in {a for m in manager.list_models() for a in m.aliases}:
+            manager.promote(made)
+
+
+def prune(model: str = "current", name: str | None = None, spec: Path | None = None, **options: Any) -> None:
+    """Make a smaller or sparser model."""
+    manager = state.manager()
+    _finish(
+        manager, manager.prune_model(manager.get_model(model).id, spec_values(SPECS["prune"], options, spec), name=name)
+    )
+
+
+def retrain(model: str = "current", name: str | None = None, spec: Path | None = None, **options: Any) -> None:
+    """Train a model further."""
+    manager = state.manager()
+    values = spec_values(SPECS["retrain"], options, spec)
+    _finish(manager, manager.retrain_model(manager.get_model(model).id, values, name=name))
+
+
+def evaluate(model: str = "current", spec: Path | None = None, **options: Any) -> None:
+    """Measure quality on pinned test images."""
+    manager = state.manager()
+    row = manager.get_model(model)
+    _finish(manager, manager.evaluate_model(row.id, spec_values(SPECS["evaluate"], options, spec)))
+    if not state.json and not state.detach:
+        output.show_comparison(manager.compare([row.id]))
+
+
+def benchmark(models: list[str], spec: Path | None = None, **options: Any) -> None:
+    """Measure cost; all models of one call run interleaved."""
+    manager = state.manager()
+    rows = [manager.get_model(ref).id for ref in models]
+    _finish(manager, manager.benchmark_models(rows, spec_values(SPECS["benchmark"], options, spec)))
+    if not state.json and not state.detach:
+        output.show_comparison(manager.compare(rows))
+
+
+for _verb, _function, _skip in (
+    ("import", import_model, ("source",)),
+    ("prune", prune, ()),
+    ("retrain", retrain, ()),
+    ("evaluate", evaluate, ()),
+    ("benchmark", benchmark, ("models",)),
+):
+    _first = {"import": "source", "benchmark": "models"}.get(_verb, "model")
+    _made = with_options(_function, SPECS[_verb], _skip)
+    _given = _made.__signature__.parameters[_first]  # type: ignore[attr-defined]
+    _argument = typer.Argument(help="Ids, names or aliases." if _first != "source" else "What to import.")
+    _replaced = _given.replace(annotation=Annotated[_given.annotation, _argument])
+    _made.__signature__ = _made.__signature__.replace(  # type: ignore[attr-defined]
+        parameters=[_replaced if p.name == _first else p for p in _made.__signature__.parameters.values()]  # type: ignore[attr-defined]
+    )
+    _made.__annotations__[_first] = _replaced.annotation
+    app.command(_verb)(_made)
+
+
+@app.command("compare")
+def compare_models(models: list[str]) -> None:
+    """Figures of models side by side."""
+    comparison = state.manager().compare(models)
+    output.emit(comparison.to_json()) if state.json else output.show_comparison(comparison)
+
+
+@app.command()
+def lineage() -> None:
+    """The tree of models."""
+    manager = state.manager()
+    lines = output.lineage_lines(manager)
+    if state.json:
+        output.emit([{"depth": depth, **model.to_json()} for depth, model in lines])
+        return
+    for depth, model in lines:
+        marks = "".join(f" [{alias}]" for alias in model.aliases)
+        text = f"{'   ' * depth}{'└─ ' if depth else ''}{model.name}  {model.id}{marks}"
+        output.console.print(text, markup=False, highlight=False)
+
+
+@app.command()
+def jobs(
+    job: Annotated[str | None, typer.Argument(help="One job, with its log.")] = None,
+    pause: bool = False,
+    resume: bool = False,
+    cancel: bool = False,
+    checkpoint: bool = False,
+) -> None:
+    """List jobs; show one with its log; pause, resume, cancel it, or make it write a checkpoint."""
+    manager = state.manager()
+    if job is None:
+        rows = manager.jobs()
+        output.emit([row.to_json() for row in rows]) if state.json else output.console.print(output.jobs_table(rows))
+        return
+    asked = {"pause": pause, "resume": resume, "cancel": cancel, "checkpoint": checkpoint}
+    for verb in (verb for verb, wanted in asked.items() if wanted):
+        manager.control(job, verb)
+    row = manager.job(job)
+    if state.json:
+        output.emit({**row.to_json(), "log": manager.log(job)})
+        return
+    output.console.print(output.jobs_table([row]))
+    for line in manager.log(job):
+        output.console.print(f"{line['time']} {line['level']}: {line['message']}", markup=False, highlight=False)
+
+
+@app.command()
+def verify(model: Annotated[str | None, typer.Argument(help="One model; default: all.")] = None) -> None:
+    """Re-derive ids and digests from what is stored."""
+    found = state.manager().verify(model)
+    if state.json:
+        output.emit([problem.__dict__ for problem in found])
+    else:
+        for problem in found:
+            output.console.print(str(problem), style="red", markup=False)
+        output.console.print(f"{len(found)} problems." if found else "Everything is as it was stored.")
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def worker() -> None:
+    """Serve one device's jobs in the foreground (pages and verbs start a worker by themselves)."""
+    from core.devices import default_device
+
+    serve(state.settings, default_device(state.settings.device))
+
+
+@app.command()
+def setup() -> None:
+    """Write the sample images and import the demo model, where they are not there yet."""
+    manager = state.manager()
+    demo_job.prepare(manager)
+    output.emit({"home": str(manager.store.root)}) if state.json else output.console.print("Ready.")
+
+
+@app.command()
+def demo(
+    rate: Annotated[float, typer.Option(min=0.1, max=0.9, help="Share of units to remove.")] = 0.5,
+    quick: Annotated[bool, typer.Option(help="A tiny model and a few steps: does everything work?")] = False,
+) -> None:
+    """The main job without a browser: import, prune, retrain, evaluate, benchmark, compare."""
+    manager = state.manager()
+    comparison = demo_job.run(
+        manager, rate, quick=quick, follow=lambda job: output.follow(manager, job, quiet=state.json)
+    )
+    output.emit(comparison.to_json()) if state.json else output.show_comparison(comparison)
+
+
+@app.command("demo-model")
+def demo_model() -> None:
+    """Train the shipped demo model anew from its recipe (an hour or two on two cores)."""
+    manager = state.manager()
+    row = demo_job.train_demo(manager, follow=lambda job: output.follow(manager, job, quiet=state.json))
+    output.emit(row.to_json()) if state.json else output.console.print(f"{row.id} {row.name}", markup=False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry: errors become one line and an exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(args=given, standalone_mode=False)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except Exception as error:  # the terminal's boundary
+        if hasattr(error, "format_message"):
+            error = CoreError(error.format_message(), code="usage", next="Add --help to see what is legal.")
+        fields = as_error(error)
+        if fields is None:
+            fields = {"code": "bug", "message": f"{type(error).__name__}: {error}", "given": None, "legal": None,
+                      "next": "This is a bug of Offshoot: please report it."}  # fmt: skip
+        output.emit_error(fields) if "--json" in given else output.show_error(fields)
+        sys.exit({"bug": 3, "crashed": 1, "not_finite": 1, "cancelled": 1}.get(str(fields["code"]), 2))

@@ -1,0 +1,61 @@
+"""The main job as one function, the set-up of a fresh machine, and the recipe of the shipped model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from core.compare import Comparison
+from core.model_manager import ModelManager
+from core.specs import PRESETS, RetrainSpec
+from dcaecore.sample_data import ensure_sample_set
+from dcaecore.zoo import DEMO_FILE, DEMO_VARIANT
+from store import JobRow, ModelRow
+
+Follow = Callable[[JobRow], JobRow]
+RECIPE = DEMO_FILE.with_name("recipe.json")
+
+
+def prepare(manager: ModelManager) -> ModelRow:
+    """Sample images written and a first model imported: what the first page needs. Returns the current model."""
+    ensure_sample_set("mspacman", manager.settings.data_folder / "samples")
+    current = manager.current()
+    return current if current is not None else manager.initialize_model("demo", name="dcae_demo")
+
+
+def run(manager: ModelManager, rate: float, *, quick: bool, follow: Follow) -> Comparison:
+    """Import, prune, retrain, evaluate, benchmark; the comparison of baseline and offspring."""
+    chosen = PRESETS["medium"]
+    prune = chosen.prune.model_copy(update={"rate": rate})
+    if quick:
+        parent = manager.initialize_model("tiny", random_seed=0, name="dcae_tiny")
+        chain = manager.compress(
+            parent.id,
+            prune=prune,
+            retrain={
+                "batch_size": 2,
+                "n_epochs": 2,
+                "steps_per_epoch": 3,
+                "warmup_epochs": 0,
+                "image_size": 64,
+                "val_steps": 16,
+            },
+            evaluate={"image_size": 64, "num_images": 16},
+            benchmark={"image_size": 64, "repeats": 5},
+        )
+    else:
+        parent = prepare(manager)
+        chain = manager.compress(parent.id, prune=prune)
+    done = [follow(job) for job in chain]
+    made = next(job.model_id for job in reversed(done) if job.model_id)
+    assert made is not None
+    return manager.compare([parent.id, made])
+
+
+def train_demo(manager: ModelManager, *, follow: Follow) -> ModelRow:
+    """The demo model from scratch: random weights of the demo shape, retrained by the shipped recipe."""
+    blank = manager.initialize_model(DEMO_VARIANT, random_seed=0, name="dcae_blank")
+    recipe = RetrainSpec.model_validate(json.loads(RECIPE.read_text()))
+    job = follow(manager.retrain_model(blank.id, recipe))
+    assert job.model_id is not None
+    return manager.get_model(job.model_id)

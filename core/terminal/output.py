@@ -1,0 +1,123 @@
+"""What a terminal shows: tables and progress for people, one JSON object for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import store.jobs as jobs
+from core.compare import METRICS, Comparison
+from core.errors import CoreError
+from core.model_manager import ModelManager
+from store import JobRow
+
+JSON_VERSION = 1
+console = Console()
+problems = Console(stderr=True)
+
+
+def emit(data: Any) -> None:
+    """`{"v": 1, "ok": true, "data": ...}` on stdout."""
+    sys.stdout.write(json.dumps({"v": JSON_VERSION, "ok": True, "data": data}, default=str) + "\n")
+
+
+def emit_error(error: dict[str, Any]) -> None:
+    """`{"v": 1, "ok": false, "error": ...}` on stdout."""
+    sys.stdout.write(json.dumps({"v": JSON_VERSION, "ok": False, "error": error}, default=str) + "\n")
+
+
+def show_error(error: dict[str, Any]) -> None:
+    """One line for people, on stderr."""
+    parts = [str(error["message"])]
+    if error.get("legal") is not None:
+        parts.append(f"Legal: {error['legal']}.")
+    if error.get("next"):
+        parts.append(str(error["next"]))
+    problems.print(" ".join(parts), style="red", markup=False, highlight=False)
+
+
+def follow(manager: ModelManager, job: JobRow, *, quiet: bool) -> JobRow:
+    """Waits for a job with a progress bar; raises the job's own error."""
+    if quiet:
+        return manager.wait(job.id)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn(),
+        console=problems, transient=True,
+    ) as progress:  # fmt: skip
+        task = progress.add_task(job.name, total=1.0, said="")
+        while True:
+            try:
+                return manager.wait(job.id, timeout_s=0.3)
+            except CoreError as error:
+                if error.code != "timeout":
+                    raise
+            row = jobs.get_job(manager.store, job.id)
+            progress.update(task, completed=row.fraction, said=row.message or row.state)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Rows are figures, columns models; changes against parent and baseline in per cent."""
+    table = Table(title=None, header_style="bold")
+    table.add_column("")
+    for model in comparison.models:
+        table.add_column(model.name, justify="right")
+    for key, metric in METRICS.items():
+        cells = []
+        for model in comparison.models:
+            figure = comparison.figures[model.id][key]
+            text = metric.text(figure.value)
+            change = figure.against_baseline
+            if change is not None:
+                better = figure.better(change)
+                colour = {True: "green", False: "red", None: "dim"}[better]
+                text += f" [{colour}]{change:+.1%}[/]"
+            cells.append(text)
+        if any(comparison.figures[m.id][key].value is not None for m in comparison.models):
+            table.add_row(metric.title, *cells)
+    return table
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """The table, what it was measured on, and what could not be compared."""
+    console.print(comparison_table(comparison))
+    if comparison.protocol:
+        p = comparison.protocol
+        console.print(f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}.")
+    if comparison.measurement:
+        m = comparison.measurement
+        console.print(
+            f"Cost: {m['device']}, {m['threads']} threads, {m['dtype']}, {m['image_size']} px, batch {m['batch_size']}, "
+            f"median of {m['repeats']} interleaved repeats. Changes are against the baseline."
+        )
+    for note in comparison.notes:
+        console.print(note, style="yellow")
+
+
+def lineage_lines(manager: ModelManager) -> list[tuple[int, Any]]:
+    """(depth, model) of every model, each under its parent, oldest first."""
+    models = list(reversed(manager.list_models()))
+    children: dict[str | None, list[Any]] = {}
+    known = {model.id for model in models}
+    for model in models:
+        children.setdefault(model.parent_id if model.parent_id in known else None, []).append(model)
+    lines: list[tuple[int, Any]] = []
+    stack = [(0, model) for model in reversed(children.get(None, []))]
+    while stack:
+        depth, model = stack.pop()
+        lines.append((depth, model))
+        stack += [(depth + 1, child) for child in reversed(children.get(model.id, []))]
+    return lines
+
+
+def jobs_table(rows: Sequence[JobRow]) -> Table:
+    """Id, name, state, progress of jobs."""
+    table = Table("job", "name", "operation", "state", "", "message")
+    for row in rows:
+        table.add_row(row.id, row.name, row.operation, row.state, f"{row.fraction:.0%}", row.message)
+    return table

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import json
+import pickle
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from store import (
+    Store,
+    StoreError,
+    add_model,
+    add_tag,
+    aliases,
+    ancestors,
+    baseline_of,
+    children,
+    delete_model,
+    descendants,
+    edges,
+    get_model,
+    get_models,
+    list_models,
+    open_store,
+    parents,
+    preview_delete,
+    remove_alias,
+    remove_tag,
+    rename_model,
+    set_alias,
+    set_note,
+    verify,
+)
+from store.db import connect
+from store.references import sweep
+from tests.store.builders import model, new_model, running_job
+
+
+def test_a_model_comes_back_as_it_was_stored(store: Store) -> None:
+    base = model(store, "base", dataset_identity={"source": "mspacman", "seed": 0})
+    made = model(store, "child", base, note="first try")
+    found = get_model(store, made.id)
+    assert found == made
+    assert (found.name, found.kind, found.note) == ("child", "pruned", "first try")
+    assert found.config == {"widths": [16, 32]}
+    assert found.layout == {"kept": {"encoder.stages.0.blocks.0.mid": [0, 1]}}
+    assert found.spec == {"operation": "prune", "seed": "child"}
+    assert found.parents == (("parent", base.id),)
+    assert found.parent_id == base.id
+    assert base.dataset == {"source": "mspacman", "seed": 0}
+    assert found.facts == {"parameters": 1000.0, "sparsity": 0.0}
+    assert json.loads(json.dumps(found.to_json()))["layout"] == found.layout
+    (listed,) = [row for row in list_models(store) if row.id == made.id]
+    assert listed == found
+    assert pickle.loads(pickle.dumps(listed)).config == found.config
+
+
+def test_the_same_identity_is_one_model(store: Store) -> None:
+    first = model(store, "one")
+    second = add_model(store, new_model(store, "one", spec={"operation": "import", "seed": "one"}, note="again"))
+    assert second == first
+    assert len(list_models(store)) == 1
+
+
+def test_names_of_living_models_stay_apart(store: Store) -> None:
+    model(store, "twin")
+    other = model(store, "twin", spec={"other": 1})
+    assert other.name == "twin-2"
+    with pytest.raises(StoreError) as caught:
+        rename_model(store, other.id, "twin")
+    assert caught.value.code == "name_taken"
+    assert rename_model(store, other.id, "twin-3").name == "twin-3"
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 161, "a\nb", "m_123456"])
+def test_unusable_names_are_refused(store: Store, name: str) -> None:
+    with pytest.raises(StoreError):
+        model(store, name)
+    assert list_models(store) == []
+
+
+def test_a_model_is_found_by_id_prefix_alias_or_name(store: Store) -> None:
+    made = model(store, "base")
+    set_alias(store, "current", made.id)
+    for ref in (made.id, made.id[:8], made.id[2:8], "current", "base", f" {made.id} "):
+        assert get_model(store, ref).id == made.id
+
+
+def test_unknown_and_ambiguous_names_say_what_is_legal(store: Store) -> None:
+    with pytest.raises(StoreError) as caught:
+        get_model(store, "base")
+    assert caught.value.code == "unknown_model"
+    assert "empty" in str(caught.value.next)
+    made = model(store, "baseline")
+    with pytest.raises(StoreError) as caught:
+        get_model(store, "baselin")
+    assert caught.value.given == "baselin"
+    assert "baseline" in str(caught.value.next)
+    with pytest.raises(StoreError, match="No model"):
+        get_model(store, made.id[:7])  # five digits are too few
+    # Two ids that share six digits cannot be searched for here; a row is forged.
+    with store.write() as session:
+        session.connection().exec_driver_sql(
+            "INSERT INTO model (id, digest, name, kind, family, weights_digest, bytes, note, facts, created)"
+            " SELECT substr(id, 1, 12) || '000000', 'other', 'other', kind, family, weights_digest, bytes, note, facts,"
+            " created FROM model"
+        )
+    with pytest.raises(StoreError) as caught:
+        get_model(store, made.id[:10])
+    assert caught.value.code == "ambiguous"
+    assert made.id in caught.value.legal
+
+
+def test_parents_must_be_in_the_store(store: Store) -> None:
+    with pytest.raises(StoreError) as caught:
+        add_model(store, new_model(store, "orphan", ("m_0123456789abcdef",)))
+    assert caught.value.code == "unknown_model"
+    base = model(store, "base")
+    with pytest.raises(StoreError, match="role"):
+        add_model(store, new_model(store, "odd", parents=(("aunt", base.id),)))
+    assert [row.name for row in list_models(store)] == ["base"]
+
+
+def test_weights_must_be_there_before_the_model(store: Store) -> None:
+    with pytest.raises(StoreError) as caught:
+        add_model(store, new_model(store, "base", blob_digest="0" * 64))
+    assert caught.value.code == "missing_blob"
+    with pytest.raises(StoreError) as caught:
+        add_model(store, new_model(store, "base", bytes=3))
+    assert caught.value.code == "broken_blob"
+    assert list_models(store) == []
+
+
+def test_the_tree_is_walked_in_both_directions(store: Store) -> None:
+    base = model(store, "base")
+    left, right = model(store, "left", base), model(store, "right", base)
+    merged = add_model(
+        store, new_model(store, "merged", parents=(("parent", left.id), ("teacher", right.id)), kind="retrained")
+    )
+    leaf = model(store, "leaf", merged)
+    assert [row.name for row in parents(store, merged.id)] == ["left", "right"]
+    assert [row.name for row in children(store, base.id)] == ["left", "right"]
+    assert {row.name for row in ancestors(store, leaf.id)} == {"merged", "left", "right", "base"}
+    assert [row.name for row in ancestors(store, leaf.id)][0] == "merged"
+    assert [row.name for row in descendants(store, base.id)][-1] == "leaf"
+    assert baseline_of(store, leaf.id).id == base.id
+    assert baseline_of(store, base.id).id == base.id
+    assert {(edge.child, edge.role) for edge in edges(store) if edge.parent == right.id} == {(merged.id, "teacher")}
+    assert list(get_models(store, [leaf.id, base.id, "m_none"])) == [leaf.id, base.id]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 30), max_size=3), min_size=1, max_size=9))
+def test_no_cycle_can_be_made_and_every_identity_verifies(shape: list[list[int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(folder)
+        made: list[str] = []
+        for number, wanted in enumerate(shape):
+            chosen = tuple(dict.fromkeys(made[index % len(made)] for index in wanted)) if made else ()
+            made.append(add_model(store, new_model(store, f"model {number}", chosen)).id)
+            # Adding any earlier model again, whatever was built on it, changes nothing.
+        before = edges(store)
+        for model_id in made:
+            assert model_id not in {row.id for row in ancestors(store, model_id)}
+            for ancestor in ancestors(store, model_id):
+                assert model_id in {row.id for row in descendants(store, ancestor.id)}
+        again = get_model(store, made[0])
+        add_model(store, new_model(store, "model 0", tuple(parent for _, parent in again.parents)))
+        assert edges(store) == before
+        assert verify(store) == []
+        store.close()
+
+
+def test_words_on_models(store: Store) -> None:
+    base, other = model(store, "base"), model(store, "other")
+    set_alias(store, "best", base.id)
+    set_alias(store, "best", "other")
+    assert aliases(store) == {"best": other.id}
+    assert get_model(store, "best").aliases == ("best",)
+    with pytest.raises(StoreError, match="called"):
+        set_alias(store, "base", other.id)
+    add_tag(store, "base", "small")
+    assert add_tag(store, "base", " small ").tags == ("small",)
+    assert [row.name for row in list_models(store, text="SMALL")] == ["base"]
+    assert [row.name for row in list_models(store, text="best")] == ["other"]
+    assert list_models(store, text="100%") == []
+    assert remove_tag(store, "base", "small").tags == ()
+    assert set_note(store, "base", "seen").note == "seen"
+    assert [row.name for row in list_models(store, limit=1)] == ["other"]
+    remove_alias(store, "best")
+    assert aliases(store) == {}
+    for bad in ("", "a,b", "x" * 41):
+        with pytest.raises(StoreError):
+            add_tag(store, "base", bad)
+    assert verify(store) == []  # none of it is part of an identity
+
+
+def test_deleting_leaves_a_tombstone(store: Store) -> None:
+    base = model(store, "base", data=b"b" * 1000)
+    middle = model(store, "middle", base, data=b"m" * 500)
+    leaf = model(store, "leaf", middle, data=b"m" * 500)  # shares its file with its parent
+    set_alias(store, "current", middle.id)
+    preview = preview_delete(store, "middle")
+    assert [row.name for row in preview.descendants] == ["leaf"]
+    assert (preview.bytes_freed, preview.bytes_freed_with_descendants) == (0, 500)
+    assert preview.aliases == ("current",)
+    with pytest.raises(StoreError) as caught:
+        delete_model(store, "middle")
+    assert caught.value.code == "has_descendants"
+    assert delete_model(store, "middle", keep_descendants=True) == (middle.id,)
+    assert store.blobs.exists(str(leaf.blob_digest))
+    assert [row.name for row in list_models(store)] == ["leaf", "base"]
+    assert [row.id for row in ancestors(store, leaf.id)] == [middle.id, base.id]
+    assert baseline_of(store, leaf.id).id == base.id
+    assert aliases(store) == {}
+    assert verify(store) == []
+    with pytest.raises(StoreError) as caught:
+        get_model(store, middle.id)
+    assert caught.value.code == "deleted"
+    assert get_model(store, middle.id, deleted=True).deleted is not None
+    assert set(delete_model(store, "base", descendants=True)) == {base.id, leaf.id}
+    assert list(store.blobs.digests()) == []
+
+
+def test_a_deleted_model_made_again_is_itself(store: Store) -> None:
+    base = model(store, "base")
+    delete_model(store, base.id)
+    again = model(store, "base")
+    assert again.id == base.id
+    assert again.deleted is None
+    assert verify(store) == []
+
+
+def test_a_model_that_a_job_needs_is_kept(store: Store) -> None:
+    base = model(store, "base")
+    job = running_job(store, parent=base.id)
+    with pytest.raises(StoreError) as caught:
+        delete_model(store, "base")
+    assert caught.value.legal == [job.id]
+    assert preview_delete(store, "base").jobs_in_the_way == (job.id,)
+    assert get_model(store, "base").deleted is None
+
+
+def test_the_clean_up_spares_what_is_needed_and_what_is_young(store: Store) -> None:
+    base = model(store, "base")
+    stray = store.blobs.put_bytes(b"stray")
+    assert sweep(store) == 0
+    assert store.blobs.exists(stray)
+    assert sweep(store, strays_older_than_s=-1.0) == 5
+    assert store.blobs.exists(str(base.blob_digest))
+
+
+@pytest.mark.parametrize(
+    ("sql", "code"),
+    [
+        ("UPDATE model_text SET canonical=x'7b7d'", "identity"),
+        ("UPDATE model SET kind='baseline' WHERE name='child'", "changed"),
+        ("UPDATE model_text SET spec='{}' WHERE model=(SELECT id FROM model WHERE name='child')", "changed"),
+        ("DELETE FROM edge", "edges"),
+        ("UPDATE edge SET role='teacher'", "edges"),
+        ("UPDATE model SET dataset_digest=NULL", "dataset"),
+        ("UPDATE model SET blob_digest=NULL WHERE name='child'", "no_weights"),
+    ],
+)
+def test_verify_finds_what_was_tampered_with(store: Store, sql: str, code: str) -> None:
+    base = model(store, "base", dataset_identity={"source": "x"})
+    model(store, "child", base)
+    assert verify(store) == []
+    connection = connect(store.path, mode="rw")
+    connection.execute(sql)
+    connection.close()
+    assert code in {problem.code for problem in verify(store)}
+
+
+def test_verify_finds_damaged_files(store: Store) -> None:
+    base = model(store, "base")
+    path: Path = store.blobs.path(str(base.blob_digest))
+    data = path.read_bytes()
+    path.write_bytes(data[::-1])
+    assert [problem.code for problem in verify(store, "base")] == ["broken_blob"]
+    assert verify(store, "base", files=False) == []
+    path.write_bytes(data[1:])
+    assert [problem.code for problem in verify(store)] == ["broken_blob"]
+    path.unlink()
+    assert [problem.code for problem in verify(store)] == ["missing_blob"]
