@@ -75,6 +75,10 @@ class BlobStore:
     def exists(self, digest: str) -> bool:
         return self.path(digest).is_file()
 
+    def holds(self, text: str) -> bool:
+        """Whether `text` is the digest of a blob that is there."""
+        return _DIGEST.fullmatch(text) is not None and self.exists(text)
+
     def size(self, digest: str) -> int:
         """Bytes of the blob. Raises StoreError(missing_blob)."""
         return self._present(digest).stat().st_size

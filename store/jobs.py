@@ -48,6 +48,7 @@ from store.job_rows import (
 )
 from store.model_rows import resolve_model
 from store.models import Job, JobDependency
+from store.references import need_blob
 from store.scores import NewScores, put_measurement_in, put_new_scores, stored_images
 from store.workers import WorkerLock, WorkerRow, get_worker, lock_worker, register_worker, worker_alive
 
@@ -220,8 +221,8 @@ def complete(
     """End a job well, in one transaction. A model whose identity is there already is linked instead of stored twice.
 
     Scores without a model of their own belong to the model made, else to the one worked on. Blobs must be written
-    before. Jobs that waited only for this one are queued. Raises StoreError(stale_attempt, bad_state, missing_blob,
-    disk_full...).
+    before; a `*_digest` in `result` that names one keeps it. Jobs that waited only for this one are queued. Raises
+    StoreError(stale_attempt, bad_state, missing_blob, disk_full...).
     """
     images = [stored_images(store, entry) for entry in scores]
     text = json.dumps(dict(result or {}), sort_keys=True)
@@ -234,6 +235,10 @@ def complete(
             put_new_scores(store, session, entry, pictures, model_id=made or row.parent_model_id, job_id=row.id)
         for measurement in measurements:
             put_measurement_in(session, measurement, job_id=row.id)
+        for role, digest in (result or {}).items():
+            # A plan or a score array that the result names by its digest must outlive the clean-up.
+            if role.endswith("_digest") and isinstance(digest, str) and store.blobs.holds(digest):
+                need_blob(store, session, digest, "artifact", "job", row.id, role)
         execute(
             session,
             "UPDATE job SET state='done', control='run', fraction=1, message='', eta_s=NULL, error=NULL, pid=NULL,"

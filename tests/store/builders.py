@@ -20,6 +20,7 @@ PROTOCOL = {"images": "abc123", "num_images": 2, "image_size": [128, 128], "dtyp
 def new_model(store: Store, name: str, parents: tuple[str, ...] = (), **changes: Any) -> NewModel:
     """A model that nothing but its name and parents tell from others; its blob is written."""
     data = changes.pop("data", WEIGHTS)
+    pairs = changes.pop("pairs", tuple(("parent", parent) for parent in parents))
     fields: dict[str, Any] = {
         "name": name,
         "kind": "pruned" if parents else "baseline",
@@ -27,7 +28,7 @@ def new_model(store: Store, name: str, parents: tuple[str, ...] = (), **changes:
         "config": {"widths": [16, 32]},
         "layout": {"kept": {"encoder.stages.0.blocks.0.mid": [0, 1]}},
         "spec": {"operation": "prune" if parents else "import", "seed": name},
-        "parents": tuple(("parent", parent) for parent in parents),
+        "parents": pairs,
         "weights_digest": hashlib.sha256(name.encode()).hexdigest(),
         "blob_digest": store.blobs.put_bytes(data),
         "bytes": len(data),
@@ -64,11 +65,11 @@ def build_schema(root: Path, revision: str) -> Path:
 
 def fill_first_schema(path: Path) -> str:
     """Rows as revision 0001 stored them: a baseline and a job; returns the model's id. Frozen: never follow newer schemas."""
-    canonical = b'{"dataset":null,"family":"dcae","kind":"baseline","parents":[],"spec":{},"spec_version":1,"weights":"w"}'
+    canonical = (
+        b'{"dataset":null,"family":"dcae","kind":"baseline","parents":[],"spec":{},"spec_version":1,"weights":"w"}'
+    )
     digest = hashlib.sha256(canonical).hexdigest()
     model_id = f"m_{digest[:16]}"
-    blob = path.parent / "blobs" / "8d" / "x"
-    blob.parent.mkdir(parents=True)
     content = hashlib.sha256(b"old").hexdigest()
     target = path.parent / "blobs" / content[:2] / content[2:]
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,8 @@ def fill_first_schema(path: Path) -> str:
     connection.execute("INSERT INTO blob VALUES (?, 3, 'weights', '2026-01-01T00:00:00.000000+00:00')", (content,))
     connection.execute(
         "INSERT INTO model (id, digest, name, kind, family, weights_digest, blob_digest, bytes, note, facts, created)"
-        " VALUES (?, ?, 'old baseline', 'baseline', 'dcae', 'w', ?, 3, 'kept', '{}', '2026-01-01T00:00:00.000000+00:00')",
+        " VALUES (?, ?, 'old baseline', 'baseline', 'dcae', 'w', ?, 3, 'kept', '{}',"
+        " '2026-01-01T00:00:00.000000+00:00')",
         (model_id, digest, content),
     )
     connection.execute(

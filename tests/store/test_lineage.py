@@ -120,7 +120,7 @@ def test_parents_must_be_in_the_store(store: Store) -> None:
     assert caught.value.code == "unknown_model"
     base = model(store, "base")
     with pytest.raises(StoreError, match="role"):
-        add_model(store, new_model(store, "odd", parents=(("aunt", base.id),)))
+        add_model(store, new_model(store, "odd", pairs=(("aunt", base.id),)))
     assert [row.name for row in list_models(store)] == ["base"]
 
 
@@ -138,7 +138,7 @@ def test_the_tree_is_walked_in_both_directions(store: Store) -> None:
     base = model(store, "base")
     left, right = model(store, "left", base), model(store, "right", base)
     merged = add_model(
-        store, new_model(store, "merged", parents=(("parent", left.id), ("teacher", right.id)), kind="retrained")
+        store, new_model(store, "merged", pairs=(("parent", left.id), ("teacher", right.id)), kind="retrained")
     )
     leaf = model(store, "leaf", merged)
     assert [row.name for row in parents(store, merged.id)] == ["left", "right"]
