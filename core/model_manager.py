@@ -21,6 +21,7 @@ from core.names import model_name
 from core.pruning.plans import predicted_layout
 from core.settings import Settings
 from core.specs import PRESETS, SPECS, BenchmarkSpec, EvaluateSpec, PruneSpec, RetrainSpec, Spec
+from core.views import Views
 from dcaecore.config import DCAEConfig
 from dcaecore.cost import Cost, estimate
 from dcaecore.layout import Layout
@@ -34,7 +35,7 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
 
 
-class ModelManager:
+class ModelManager(Views):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.

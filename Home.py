@@ -1,0 +1,74 @@
+"""Home: the current model, what runs now, the family tree at a glance; three clicks from here to a smaller model."""
+
+from pages.ui.boot import boot, clock, guarded
+
+manager = boot("Home")
+
+import streamlit as st  # noqa: E402 - every page begins with its boot
+
+from core.specs import PRESETS  # noqa: E402
+from pages.ui.chain import finished, start_chain, watch_chain  # noqa: E402
+from pages.ui.figures import headline, pictures, validate_and_save  # noqa: E402
+from pages.ui.tree import tree_chart  # noqa: E402
+
+
+def compress_cards(parent: str) -> None:
+    """Presets as cards; choosing one shows Run."""
+    chosen = st.query_params.get("preset")
+    for place, (name, preset) in zip(st.columns(len(PRESETS)), PRESETS.items(), strict=True):
+        with place.container(border=True):
+            cost = manager.predict_pruning(parent, preset.prune)
+            dense = manager.cost(parent)
+            minutes = manager.predicted_seconds(parent, name)
+            st.markdown(f"**{preset.title}**  \n{preset.help}")
+            st.caption(
+                f"{preset.prune.rate:.0%} of the units · {preset.retrain.total_steps} steps of batch {preset.retrain.batch_size}  \n"
+                f"{cost.parameters / 1e6:.2f} M parameters ({cost.parameters / dense.parameters - 1:+.0%}) · "
+                f"decode MACs {cost.decode_macs / dense.decode_macs - 1:+.0%}  \nabout {clock(minutes)} of training"
+            )
+            kind = "primary" if chosen == name else "secondary"
+            if st.button("Chosen" if chosen == name else "Choose", key=f"preset-{name}", type=kind, width="stretch"):
+                st.query_params["preset"] = name
+                st.rerun()
+    if chosen in PRESETS and st.button("Run", type="primary", icon=":material/play_arrow:", key="run-preset"):
+        with guarded():
+            size = manager.settings.preset_image_size
+            retrain = PRESETS[chosen].retrain.model_copy(update={"image_size": size})
+            jobs = manager.compress(parent, chosen, retrain=retrain, evaluate={"image_size": size}, benchmark={"image_size": size})
+            st.query_params.pop("preset", None)
+            st.query_params.pop("compress", None)
+            start_chain([job.id for job in jobs], parent)
+            st.rerun()
+
+
+chain = [ref for ref in st.query_params.get("chain", "").split(",") if ref]
+if chain:
+    with guarded():
+        made = finished(manager, chain)
+        if made is not None:
+            origin = st.query_params.get("from", made)
+            models = list(dict.fromkeys([manager.compare([made]).models[0].id, origin]))
+            st.switch_page("pages/4_Compare.py", query_params={"models": ",".join(reversed(models))})
+        st.subheader("Compressing")
+        st.caption("You may close the browser: the job goes on. Compare opens here when it is done.")
+        watch_chain(manager, chain)
+        st.divider()
+
+current = manager.current()
+assert current is not None
+st.title(current.name)
+st.caption(f"The current model · {current.id} · {current.kind} · {current.created[:16].replace('T', ' ')} UTC")
+if not chain:
+    if st.query_params.get("compress") is None:
+        if st.button("Compress this model", type="primary", icon=":material/compress:"):
+            st.query_params["compress"] = "1"
+            st.rerun()
+    else:
+        compress_cards(current.id)
+headline(manager, current)
+validate_and_save(manager, current, key="home")
+pictures(manager, current)
+st.subheader("Family tree")
+rows = manager.list_models(limit=200)
+event = st.echarts_chart(tree_chart(rows, chosen=current.id), height=320, key="home-tree", on_select="rerun")
+st.page_link("pages/5_Lineage.py", label="Open the lineage", icon=":material/account_tree:")

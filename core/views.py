@@ -1,0 +1,145 @@
+"""What pages read of a model besides its figures: pictures, curves, histograms, ancestry, and what deleting would take. No torch."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import store as st
+import store.jobs as jobs
+from core.errors import CoreError
+from core.settings import Settings
+from store import ModelRow, Store
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What deleting a model and its descendants takes."""
+
+    names: tuple[str, ...]
+    bytes: int
+    jobs_in_the_way: tuple[str, ...]
+
+
+class Views:
+    """The reading half of `ModelManager`."""
+
+    store: Store
+    settings: Settings
+
+    def ancestry(self, ref: str) -> list[ModelRow]:
+        """A model's chain from its baseline down to itself."""
+        chain = [st.get_model(self.store, ref)]
+        while chain[-1].parent_id is not None:
+            chain.append(st.get_model(self.store, chain[-1].parent_id, deleted=True))
+        return chain[::-1]
+
+    def family(self, ref: str, also: list[str]) -> list[str]:
+        """Baseline, parent and the model itself (and what else was asked for), each once, that are still there."""
+        row = st.get_model(self.store, ref)
+        wanted = [st.baseline_of(self.store, row.id).id, *([row.parent_id] if row.parent_id else []), *also, row.id]
+        return [found.id for found in st.get_models(self.store, dict.fromkeys(wanted)).values() if found.deleted is None]
+
+    def spec_line(self, ref: str) -> str:
+        """What made a model, in one line: the operation and the settings that are not defaults."""
+        from core.specs import SPECS
+
+        row = st.get_model(self.store, ref, deleted=True)
+        spec = dict(row.spec)
+        operation = str(spec.pop("operation", row.kind))
+        known = SPECS.get(operation)
+        standard = known().model_dump(mode="json") if known else {}
+        changed = {key: value for key, value in spec.items() if standard.get(key) != value or key in ("method", "rate", "source")}
+        return f"{operation}: " + ", ".join(f"{key} {value}" for key, value in changed.items())
+
+    def pictures(self, ref: str) -> list[tuple[bytes, bytes]]:
+        """(original, reconstruction) as PNG of a model's last evaluation, in the order of the pinned images."""
+        found: dict[int, dict[str, bytes]] = {}
+        for image in st.scores.images(self.store, st.get_model(self.store, ref).id):
+            found.setdefault(image.index, {})[image.kind] = self.store.blobs.read(image.digest)
+        return [(p["original"], p["reconstruction"]) for _, p in sorted(found.items()) if len(p) == 2]
+
+    def image_psnr(self, ref: str) -> list[float]:
+        """PSNR of each image of the last test evaluation, dB."""
+        row = st.scores.image_scores(self.store, st.get_model(self.store, ref).id)
+        return [] if row is None else list(row.values.get("psnr_db", []))
+
+    def job_pictures(self, ref: str) -> list[tuple[bytes, bytes, int]]:
+        """(original, newest reconstruction, step) as PNG of a running or ended retraining."""
+        folder = self.store.job_folder(jobs.get_job(self.store, ref).id) / "images"
+        made = sorted(folder.glob("step_*.png")) if folder.exists() else []
+        if not made:
+            return []
+        stem = made[-1].name[:13]
+        newest = sorted(folder.glob(f"{stem}_*.png"))
+        found = []
+        for path in newest:
+            original = folder / f"original_{path.stem[-2:]}.png"
+            if original.exists():
+                found.append((original.read_bytes(), path.read_bytes(), int(stem.removeprefix("step_"))))
+        return found
+
+    def baseline_marks(self, ref: str) -> dict[str, float]:
+        """The baseline's quality as reference lines of a plot."""
+        baseline = st.baseline_of(self.store, ref)
+        means = st.scores.scores(self.store, baseline.id)
+        return {f"baseline {key}": value for key in ("psnr_db", "foreground_psnr_db") if (value := means.get(key)) is not None}
+
+    def weight_histogram(self, ref: str, bins: int = 80) -> tuple[list[float], list[int], int]:
+        """(bin edges, counts, exact zeros) over all prunable weights."""
+        row = st.get_model(self.store, ref)
+        if row.blob_digest is None or not self.store.blobs.exists(row.blob_digest):
+            raise CoreError(f"The weights of {row.name} are not in the store any more.", code="no_weights", given=row.id)
+        return _histogram(str(self.store.blobs.path(row.blob_digest)), bins)
+
+    def evaluation_for(self, ref: str) -> dict[str, Any]:
+        """Evaluation settings that fit a model: those of its family's last evaluation, so that figures compare."""
+        for job in jobs.list_jobs(self.store, ("done",), 200):
+            if job.operation == "evaluate":
+                return dict(job.spec)
+        return {"image_size": self.settings.preset_image_size}
+
+    def annotate(self, ref: str, *, note: str | None = None, tag: str | None = None) -> None:
+        """Sets the note or adds a tag; neither is part of a model's identity."""
+        if note is not None:
+            st.set_note(self.store, ref, note)
+        if tag is not None:
+            st.add_tag(self.store, ref, tag)
+
+    def deletion(self, ref: str) -> Deletion:
+        """What `delete` would take."""
+        found = st.preview_delete(self.store, ref)
+        names = (found.model.name, *(row.name for row in found.descendants))
+        return Deletion(names, found.bytes_freed_with_descendants, found.jobs_in_the_way)
+
+    def delete(self, ref: str) -> tuple[str, ...]:
+        """Deletes a model and its descendants; tombstones stay."""
+        return st.delete_model(self.store, ref, descendants=True)
+
+
+@lru_cache(maxsize=32)
+def _histogram(path: str, bins: int) -> tuple[list[float], list[int], int]:
+    from safetensors import safe_open
+
+    values = []
+    with safe_open(path, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            if name.endswith(".weight") and not name.startswith("mask:") and len(file.get_slice(name).get_shape()) >= 2:
+                values.append(file.get_tensor(name).reshape(-1).astype(np.float32))
+    flat = np.concatenate(values)
+    alive = flat[flat != 0]
+    counts, edges = np.histogram(alive, bins=bins)
+    return edges.tolist(), counts.tolist(), int(len(flat) - len(alive))
+
+
+def png_difference(first: bytes, second: bytes, gain: int = 4) -> bytes:
+    """Absolute difference of two PNGs of one size, times `gain`, as PNG."""
+    a, b = (np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"), dtype=np.int16) for raw in (first, second))
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(np.abs(a - b) * gain, 0, 255).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()

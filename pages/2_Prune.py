@@ -1,0 +1,67 @@
+"""Prune: the parent on the left, the predicted candidate on the right."""
+
+from pages.ui.boot import boot, chosen_model, guarded
+
+manager = boot("Prune")
+
+import streamlit as st  # noqa: E402
+
+from core.specs import METHOD_TITLES, PRESETS, UNSTRUCTURED_METHODS, PruneSpec  # noqa: E402
+from pages.ui.chain import finished, start_chain, watch_chain  # noqa: E402
+from pages.ui.figures import headline, pictures  # noqa: E402
+from pages.ui.forms import spec_form  # noqa: E402
+
+st.title("Prune")
+chain = [ref for ref in st.query_params.get("chain", "").split(",") if ref]
+if chain:
+    made = finished(manager, chain)
+    if made is not None:
+        origin = st.query_params.get("from", made)
+        st.switch_page("pages/4_Compare.py", query_params={"models": f"{origin},{made}"})
+    watch_chain(manager, chain)
+    st.divider()
+left, right = st.columns(2, gap="large")
+with left:
+    row = chosen_model(manager, "Parent")
+    headline(manager, row, keys=("parameters", "sparsity", "decode_ms", "psnr_db", "foreground_psnr_db"), per_row=3)
+    pictures(manager, row, count=4)
+    with st.expander("Configuration"):
+        st.json(row.config, expanded=1)
+with right:
+    st.markdown("**Candidate**")
+    values = spec_form(PruneSpec, key="prune")
+    if values["method"] in UNSTRUCTURED_METHODS:
+        values["stage_rates"] = {}
+        if values.get("threshold"):
+            values["rate"] = None
+    else:
+        values["threshold"] = None
+    st.caption(METHOD_TITLES[values["method"]])
+    with guarded():
+        before, after = manager.cost(row.id), manager.predict_pruning(row.id, values)
+        cards = st.columns(3)
+        for place, (title, a, b, scale, unit) in zip(
+            cards,
+            (
+                ("Parameters", before.parameters, after.parameters, 1e6, "M"),
+                ("Decode MACs", before.decode_macs, after.decode_macs, 1e9, "G"),
+                ("Weights", before.weight_bytes, after.weight_bytes, 1e6, "MB"),
+            ),
+            strict=True,
+        ):
+            place.metric(title, f"{b / scale:.2f} {unit}", f"{b / a - 1:+.1%}", delta_color="inverse", border=True)
+        if values["method"] in UNSTRUCTURED_METHODS:
+            st.caption("Single weights become zero: the file compresses better, the speed on dense kernels stays as it is.")
+        then = st.toggle("Then retrain and compare", value=True, help="Adds the medium preset's retraining, an evaluation and a benchmark.")
+        if st.button("Run", type="primary", icon=":material/play_arrow:"):
+            size = manager.settings.preset_image_size
+            if then:
+                retrain = PRESETS["medium"].retrain.model_copy(update={"image_size": size})
+                jobs = manager.compress(
+                    row.id, "medium", prune=values, retrain=retrain, evaluate={"image_size": size}, benchmark={"image_size": size}
+                )
+            else:
+                jobs = [manager.prune_model(row.id, values)]
+                jobs.append(manager.evaluate_model({"job": jobs[0].id}, {"image_size": size}))
+            start_chain([job.id for job in jobs], row.id)
+            st.rerun()

@@ -1,0 +1,86 @@
+"""Retrain: every setting, what the learning rate will really do, and the run as it goes."""
+
+from pages.ui.boot import boot, chosen_model, guarded, job_bar, show_error
+
+manager = boot("Retrain")
+
+import streamlit as st  # noqa: E402
+
+from core.specs import PRESETS, RetrainSpec  # noqa: E402
+from dcaecore.schedules import learning_rate, schedule_warning  # noqa: E402
+from pages.ui.chain import line_chart  # noqa: E402
+from pages.ui.forms import spec_form  # noqa: E402
+
+
+@st.fragment(run_every=1.0)
+def watch(ref: str) -> None:
+    """A retraining: progress, controls, curves against the baseline, reconstructions as they improve, log."""
+    job = manager.job(ref)
+    job_bar(manager, job, key="retrain")
+    if job.state == "running" and st.button("Checkpoint now", icon=":material/save:"):
+        manager.control(ref, "checkpoint")
+    if job.error and job.state == "failed":
+        show_error(job.error)
+    loss, quality = st.columns(2)
+    steps, values = manager.series(ref, "loss", max_points=400)
+    if len(steps) > 1:
+        with loss:
+            st.echarts_chart(line_chart({"loss": (steps, values)}, "step", log=min(values) > 0), height=260, key="retrain-loss")
+    curves = {k: manager.series(ref, f"val_{k}", max_points=400) for k in ("psnr_db", "foreground_psnr_db")}
+    curves = {name: curve for name, curve in curves.items() if curve[0]}
+    if curves:
+        marks = manager.baseline_marks(job.parent_model_id) if job.parent_model_id else {}
+        with quality:
+            st.echarts_chart(line_chart(curves, "step", marks=marks), height=260, key="retrain-quality")
+    shown = manager.job_pictures(ref)
+    if shown:
+        st.caption(f"Reconstructions at step {shown[0][2]}: originals above.")
+        for place, (original, made, _) in zip(st.columns(8), shown[:8], strict=False):
+            place.image(original, width="stretch")
+            place.image(made, width="stretch")
+    with st.expander("Log"):
+        st.code("\n".join(f"{line['time'][11:19]} {line['level']}: {line['message']}" for line in manager.log(ref, last=60)))
+    if job.state == "done" and job.model_id:
+        st.success("Done: the new model is saved.")
+        st.page_link("pages/4_Compare.py", label="Compare with its parent", query_params={"models": f"{job.parent_model_id},{job.model_id}"})
+
+
+st.title("Retrain")
+followed = st.query_params.get("job")
+active = next((j for j in manager.jobs(states=("running", "paused", "starting", "pausing"), limit=5) if j.operation == "retrain"), None)
+if followed or active:
+    with guarded():
+        assert followed or active is not None
+        watch(followed or active.id)  # type: ignore[union-attr]
+    st.divider()
+row = chosen_model(manager)
+preset = st.segmented_control("Preset", ["form defaults", *PRESETS], default="medium", format_func=lambda n: PRESETS[n].title if n in PRESETS else "Defaults")
+start = PRESETS[preset].retrain.model_dump() if preset in PRESETS else {"image_size": 128}
+values = spec_form(RetrainSpec, key=f"retrain-{preset}", values=start)
+with guarded():
+    steps_per_epoch, total = values["steps_per_epoch"], values["n_epochs"] * values["steps_per_epoch"]
+    warmup = values["warmup_epochs"] * steps_per_epoch
+    points = sorted({round(i * (total - 1) / 199) for i in range(200)}) if total > 1 else [0]
+    rates = [
+        learning_rate(
+            step, name=values["lr_schedule_name"], init_lr=values["init_lr"], total_steps=total, warmup_steps=warmup,
+            warmup_lr=values["warmup_lr"], min_lr=values["min_lr"], gamma=values["lr_gamma"],
+            step_size=values["lr_step_epochs"] * steps_per_epoch,
+        )  # fmt: skip
+        for step in points
+    ]
+    st.caption(f"The learning rate over the {total} steps of this training")
+    st.echarts_chart(line_chart({"learning rate": (points, rates)}, "step"), height=180, key="lr-plot")
+    warning = schedule_warning(warmup_steps=warmup, total_steps=total, init_lr=values["init_lr"], warmup_lr=values["warmup_lr"])
+    if warning:
+        st.warning(warning)
+    st.caption("LPIPS needs the package `lpips` with its weights; without them a perceptual weight is refused, with the reason.")
+    memory = manager.cost(row.id, image_size=values["image_size"], batch_size=values["batch_size"]).training_bytes / 2**30
+    device = manager.devices()[0]
+    free = (device.total_bytes - device.used_bytes) / 2**30
+    fits = "fits" if memory < free else "**may not fit**"
+    st.caption(f"Estimated training memory {memory:.2f} GiB: {fits} in the {free:.1f} GiB free on {device.title}.")
+    if st.button("Retrain", type="primary", icon=":material/model_training:"):
+        job = manager.retrain_model(row.id, values)
+        st.query_params["job"] = job.id
+        st.rerun()

@@ -1,0 +1,108 @@
+"""Compare: figures with their changes, quality against cost, the images that got worse first; *Make current* promotes."""
+
+from pages.ui.boot import boot, describe, guarded
+
+manager = boot("Compare")
+
+import pandas as pd  # noqa: E402
+import plotly.graph_objects as go  # noqa: E402
+import streamlit as st  # noqa: E402
+
+from core.compare import METRICS  # noqa: E402
+from core.views import png_difference  # noqa: E402
+from pages.ui.figures import change_text, validate_and_save  # noqa: E402
+
+st.title("Compare")
+rows = {row.id: row for row in manager.list_models()}
+asked = [ref for ref in st.query_params.get("models", "").split(",") if ref in rows]
+current = manager.current()
+assert current is not None
+default = manager.family(asked[-1] if asked else current.id, asked)
+picked = st.multiselect("Models", list(rows), default=default, format_func=lambda ref: describe(rows[ref]))
+if not picked:
+    st.info("Choose at least one model.")
+    st.stop()
+st.query_params["models"] = ",".join(picked)
+with guarded():
+    comparison = manager.compare(picked)
+    only = st.toggle("Only what differs")
+    table = []
+    for key, metric in METRICS.items():
+        figures = [comparison.figures[m.id][key] for m in comparison.models]
+        values = {f.value for f in figures}
+        if values == {None} or (only and len(values) == 1):
+            continue
+        line = {"": metric.title}
+        for model, figure in zip(comparison.models, figures, strict=True):
+            changes = change_text(figure)
+            mark = {True: " ▲", False: " ▼", None: ""}[figure.better(figure.against_baseline)]
+            line[f"{model.name} ({model.id[:8]})"] = metric.text(figure.value) + (f"   {changes}{mark}" if changes else "")
+        table.append(line)
+
+    def colour(text: object) -> str:
+        shown = str(text)
+        return "color: #2e8b57" if shown.endswith("▲") else "color: #d1495b" if shown.endswith("▼") else ""
+
+    st.dataframe(pd.DataFrame(table).style.map(colour), hide_index=True, height=min(620, 38 * (len(table) + 1)))
+    st.caption("▲ better, ▼ worse than the baseline.")
+    if comparison.protocol:
+        p = comparison.protocol
+        st.caption(f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}, protocol {p['images_sha256'][:8]}.")
+    if comparison.measurement:
+        m = comparison.measurement
+        st.caption(f"Cost: {m['device']}, {m['dtype']}, {m['image_size']} px, batch {m['batch_size']}, {m['threads']} threads, median of {m['repeats']} interleaved repeats.")
+    for note in comparison.notes:
+        st.warning(note)
+    buttons = st.columns(4)
+    if buttons[0].button("Benchmark them together", help="One interleaved run over all models shown."):
+        manager.benchmark_models(picked)
+        st.toast("Queued.")
+    target = buttons[1].selectbox("Make current", picked, index=len(picked) - 1, format_func=lambda ref: rows[ref].name, label_visibility="collapsed")
+    if buttons[2].button("Make current", type="primary"):
+        manager.promote(target)
+        st.rerun()
+
+    st.subheader("Quality against cost")
+    known = [key for key in METRICS if any(comparison.figures[m.id][key].value is not None for m in comparison.models)]
+    costs = [k for k in known if METRICS[k].source != "scores"]
+    goods = [k for k in known if METRICS[k].source == "scores"]
+    if goods:
+        a, b = st.columns(2)
+        x_key = a.selectbox("Cost", costs, index=costs.index("decode_ms") if "decode_ms" in costs else 0, format_func=lambda k: METRICS[k].title)
+        y_key = b.selectbox("Quality", goods, format_func=lambda k: METRICS[k].title)
+        chart = go.Figure()
+        for model in comparison.models:
+            x, y = comparison.figures[model.id][x_key].value, comparison.figures[model.id][y_key].value
+            if x is None or y is None:
+                continue
+            chart.add_scatter(x=[x * METRICS[x_key].scale], y=[y * METRICS[y_key].scale], text=[model.name], mode="markers+text",
+                              textposition="top center", marker={"size": 14}, name=model.name)  # fmt: skip
+        chart.update_layout(height=360, showlegend=False, margin={"t": 20}, xaxis_title=f"{METRICS[x_key].title} ({METRICS[x_key].unit})",
+                            yaxis_title=f"{METRICS[y_key].title} ({METRICS[y_key].unit})")  # fmt: skip
+        st.plotly_chart(chart)
+    st.subheader("Images")
+    errors = st.toggle("Error maps", help="Absolute difference from the original, times four.")
+    found = {ref: manager.pictures(ref) for ref in picked}
+    count = min((len(images) for images in found.values() if images), default=0)
+    scores = {ref: manager.image_psnr(ref) for ref in picked}
+    order = list(range(count))
+    if len(picked) > 1 and all(len(scores[ref]) >= count for ref in (picked[0], picked[-1])):
+        order.sort(key=lambda i: scores[picked[-1]][i] - scores[picked[0]][i])
+        st.caption("Sorted by what the last model loses against the first; PSNR of each image below it.")
+    for index in order:
+        places = st.columns(1 + len(picked))
+        original = next(images for images in found.values() if images)[index][0]
+        places[0].image(original, caption="original", width="stretch")
+        for place, ref in zip(places[1:], picked, strict=True):
+            if not found[ref]:
+                place.caption("not evaluated")
+                continue
+            made = found[ref][index][1]
+            if errors:
+                made = png_difference(original, made)
+            psnr = f" · {scores[ref][index]:.2f} dB" if len(scores[ref]) > index else ""
+            place.image(made, caption=f"{rows[ref].name}{psnr}", width="stretch")
+    for ref in picked:
+        with st.expander(rows[ref].name):
+            validate_and_save(manager, rows[ref], key=f"compare-{ref}")
+            st.json(rows[ref].spec)

@@ -1,0 +1,62 @@
+"""A chain of jobs (prune, retrain, evaluate, benchmark) while it runs; its ids stand in the URL, so a refresh loses nothing."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.model_manager import ModelManager
+from pages.ui.boot import job_bar, show_error
+
+
+def start_chain(ids: list[str], parent: str) -> None:
+    """Puts a chain in the URL."""
+    st.query_params["chain"] = ",".join(ids)
+    st.query_params["from"] = parent
+
+
+@st.fragment(run_every=0.7)
+def watch_chain(_manager: ModelManager, ids: list[str]) -> None:
+    """Each step with its state; when all are done, the page reruns and opens Compare."""
+    jobs = [_manager.job(ref) for ref in ids]
+    marks = {"done": "✅", "failed": "❌", "cancelled": "⏹", "running": "🔄", "starting": "🔄"}
+    st.markdown("  →  ".join(f"{marks.get(job.state, '⏳')} {job.operation}" for job in jobs))
+    active = next((job for job in jobs if job.state not in ("done", "queued", "blocked")), None)
+    if active is not None:
+        job_bar(_manager, active, key="chain")
+        if active.state == "failed" and active.error:
+            show_error(active.error)
+        if active.operation == "retrain" and active.state == "running":
+            steps, values = _manager.series(active.id, "loss", max_points=300)
+            if len(steps) > 1:
+                st.echarts_chart(line_chart({"loss": (steps, values)}, "step"), height=220, key=f"chain-loss-{active.id}")
+    if all(job.state == "done" for job in jobs):
+        st.rerun(scope="app")
+
+
+def finished(manager: ModelManager, ids: list[str]) -> str | None:
+    """The model that a finished chain made, or None."""
+    jobs = [manager.job(ref) for ref in ids]
+    if not all(job.state == "done" for job in jobs):
+        return None
+    return next((job.model_id for job in reversed(jobs) if job.model_id), None)
+
+
+def line_chart(curves: dict[str, tuple[list[int], list[float]]], x_name: str, *, log: bool = False, marks: dict[str, float] | None = None) -> dict:
+    """ECharts options for curves of (x, y); `marks` are horizontal reference lines."""
+    series = [
+        {"type": "line", "name": name, "showSymbol": False, "animation": False, "data": [list(p) for p in zip(x, y, strict=True)]}
+        for name, (x, y) in curves.items()
+    ]
+    if series and marks:
+        series[0]["markLine"] = {
+            "symbol": "none",
+            "data": [{"yAxis": value, "name": name, "label": {"formatter": name, "position": "insideEndTop"}} for name, value in marks.items()],
+        }
+    return {
+        "legend": {"top": 0},
+        "tooltip": {"trigger": "axis"},
+        "grid": {"left": 60, "right": 20, "top": 30, "bottom": 40},
+        "xAxis": {"type": "value", "name": x_name, "nameLocation": "middle", "nameGap": 24},
+        "yAxis": {"type": "log" if log else "value", "scale": True},
+        "series": series,
+    }

@@ -1,0 +1,75 @@
+"""Figures on a page: value, change against parent and baseline, coloured by better or worse."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.compare import METRICS, Comparison, Figure
+from core.model_manager import ModelManager
+from store import ModelRow
+
+HEADLINE = ("parameters", "sparsity", "decode_ms", "encode_ms", "psnr_db", "foreground_psnr_db", "ssim", "accuracy", "loss")
+
+
+def change_text(figure: Figure) -> str | None:
+    """Both changes in one line, or None where there is nothing to compare with."""
+    parts = []
+    if figure.against_baseline is not None:
+        parts.append(f"{figure.against_baseline:+.1%} baseline")
+    if figure.against_parent is not None:
+        parts.append(f"{figure.against_parent:+.1%} parent")
+    return " · ".join(parts) or None
+
+
+def headline(manager: ModelManager, row: ModelRow, *, keys: tuple[str, ...] = HEADLINE, per_row: int = 5) -> Comparison:
+    """Cards of a model's main figures."""
+    comparison = manager.compare([row.id])
+    figures = comparison.figures[row.id]
+    shown = [key for key in keys if figures[key].value is not None]
+    for start in range(0, len(shown), per_row):
+        for place, key in zip(st.columns(per_row), shown[start : start + per_row], strict=False):
+            figure = figures[key]
+            better = figure.better(figure.against_baseline)
+            colour = "off" if better is None else ("normal" if figure.metric.higher_is_better else "inverse")
+            place.metric(
+                figure.metric.title, figure.metric.text(figure.value), change_text(figure), delta_color=colour, border=True,  # type: ignore[arg-type]
+            )  # fmt: skip
+    missing = [METRICS[key].title for key in keys if figures[key].value is None and METRICS[key].source != "facts"]
+    if missing:
+        st.caption(f"Not measured yet: {', '.join(missing)}. *Validate* measures quality and cost.")
+    if comparison.measurement:
+        m = comparison.measurement
+        st.caption(
+            f"Latency: {m['device']}, {m['dtype']}, {m['image_size']} px, batch {m['batch_size']}, {m['threads']} threads, "
+            f"median of {m['repeats']} interleaved repeats."
+        )
+    if comparison.protocol:
+        p = comparison.protocol
+        st.caption(f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}.")
+    return comparison
+
+
+def validate_and_save(manager: ModelManager, row: ModelRow, *, key: str) -> None:
+    """The two buttons that stand beside every model shown."""
+    left, right, _ = st.columns([1, 1, 2])
+    if left.button("Validate", key=f"{key}-validate", icon=":material/fact_check:", width="stretch",
+                   help="Evaluates on the pinned test images and benchmarks beside the baseline."):  # fmt: skip
+        manager.evaluate_model(row.id, manager.evaluation_for(row.id))
+        manager.benchmark_models([row.id])
+        st.toast("Validation is queued; figures appear here when it is done.")
+    right.download_button(
+        "Save to file", data=lambda: manager.weights(row.id), file_name=f"{row.name}.safetensors", key=f"{key}-save",
+        icon=":material/download:", width="stretch", on_click="ignore",
+    )  # fmt: skip
+
+
+def pictures(manager: ModelManager, row: ModelRow, *, count: int = 8) -> None:
+    """Originals above reconstructions."""
+    found = manager.pictures(row.id)
+    if not found:
+        st.caption("No reconstructions yet: *Validate* makes them.")
+        return
+    columns = st.columns(count)
+    for place, (original, made) in zip(columns, found[:count], strict=False):
+        place.image(original, caption="original", width="stretch")
+        place.image(made, caption="reconstruction", width="stretch")

@@ -1,0 +1,107 @@
+"""Forms from specs: a widget for each field by its type and bounds, in groups; fields that do not apply are not there."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, get_args, get_origin
+
+import streamlit as st
+
+from core.specs import DataSpec, Spec
+
+
+def spec_form(spec: type[Spec], *, key: str, values: dict[str, Any] | None = None, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Draws the fields of a spec and returns what they say (not yet checked). `values` are the start values."""
+    start = {**spec().model_dump(), **(values or {})}
+    advanced = st.toggle("Advanced settings", key=f"{key}-advanced", help="Shows every field; all are used, shown or not.")
+    groups: dict[str, list[str]] = {}
+    for name, field in spec.model_fields.items():
+        if name not in skip:
+            hints = field.json_schema_extra
+            assert isinstance(hints, dict)
+            groups.setdefault(str(hints["group"]), []).append(name)
+    found = dict(start)
+    for group, names in groups.items():
+        shown = [n for n in names if _applies(spec, n, found, advanced)]
+        if not shown:
+            continue
+        with st.container(border=True):
+            st.markdown(f"**{group}**")
+            columns = st.columns(3)
+            for place, name in enumerate(shown):
+                with columns[place % 3]:
+                    found[name] = _widget(spec, name, start[name], f"{key}-{name}")
+    return {name: value for name, value in found.items() if name not in skip}
+
+
+def _applies(spec: type[Spec], name: str, values: dict[str, Any], advanced: bool) -> bool:
+    hints = spec.model_fields[name].json_schema_extra
+    assert isinstance(hints, dict)
+    if hints.get("advanced") and not advanced:
+        return False
+    when = hints.get("when")
+    return not isinstance(when, dict) or all(values.get(other) in allowed for other, allowed in when.items())  # type: ignore[operator]
+
+
+def _bounds(field: Any) -> tuple[Any, Any]:
+    low = high = None
+    for rule in field.metadata:
+        low = getattr(rule, "ge", getattr(rule, "gt", low))
+        high = getattr(rule, "le", getattr(rule, "lt", high))
+    return low, high
+
+
+def _widget(spec: type[Spec], name: str, value: Any, key: str) -> Any:
+    field = spec.model_fields[name]
+    hints = field.json_schema_extra
+    assert isinstance(hints, dict)
+    unit = f" ({hints['unit']})" if "unit" in hints else ""
+    label, text = name.replace("_", " ") + unit, field.description
+    kind = field.annotation
+    options = [arg for arg in get_args(kind) if arg is not type(None)]
+    if get_origin(kind) is Literal:
+        choices = list(get_args(kind))
+        return st.selectbox(label, choices, index=choices.index(value), help=text, key=key)
+    if kind is DataSpec:
+        return data_form(value, key)
+    if kind is bool:
+        return st.checkbox(label, value, help=text, key=key)
+    low, high = _bounds(field)
+    plain = options[0] if len(options) == 1 else kind
+    if hints.get("step") and low is not None and high is not None and value is not None:
+        return st.slider(label, float(low), float(high), float(value), float(str(hints["step"])), help=text, key=key)
+    if plain is int:
+        return st.number_input(label, min_value=low, max_value=high, value=value, step=1, help=text, key=key)
+    if plain is float:
+        start = None if value is None else float(value)
+        return st.number_input(
+            label, min_value=None if low is None else float(low), max_value=None if high is None else float(high),
+            value=start, format="%.6g", step=None if start is None else max(abs(start) / 10, 1e-7), help=text, key=key,
+        )  # fmt: skip
+    if kind is str or plain is str:
+        return st.text_input(label, value or "", help=text, key=key) or None
+    written = st.text_input(label, json.dumps(value), help=f"{text} (JSON)", key=key)
+    try:
+        return json.loads(written)
+    except ValueError:
+        st.caption(f":red[{label}: not valid JSON]")
+        return value
+
+
+def data_form(value: dict[str, Any], key: str) -> dict[str, Any]:
+    """Where images come from."""
+    kinds = ["sample", "hub", "parquet", "folder"]
+    titles = {"sample": "Sample set", "hub": "Hugging Face data set", "parquet": "Parquet files", "folder": "Folder of images"}
+    kind = st.selectbox("images from", kinds, index=kinds.index(value["kind"]), format_func=titles.__getitem__, key=f"{key}-kind")
+    if kind == "sample":
+        location = st.selectbox("sample set", ["mspacman", "mixed"], key=f"{key}-sample")
+        return {**DataSpec().model_dump(), "kind": kind, "location": location}
+    suggested = {"hub": "Tahahah/PacmanDataset_3", "parquet": "", "folder": ""}[kind]
+    start = value["location"] if value["kind"] == kind else suggested
+    location = st.text_input("id" if kind == "hub" else "path", start, key=f"{key}-{kind}-location") or "-"
+    column = st.text_input("image column", value["column"], key=f"{key}-column")
+    other = st.text_input(
+        "validation set", "Tahahah/PacmanDataset_2" if kind == "hub" else "", key=f"{key}-{kind}-other", help="Empty: a part of the first."
+    )
+    skip = st.checkbox("skip broken images", value["skip_broken"], key=f"{key}-skip", help="They are counted and named.")
+    return {**value, "kind": kind, "location": location, "column": column, "validation_location": other or None, "skip_broken": skip}
