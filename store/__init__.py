@@ -28,6 +28,7 @@ from store.identity import Identity, canonical_bytes, digest_of, model_identity
 from store.job_control import legal_controls
 from store.job_rows import JobRow
 from store.metrics import MetricWriter
+from store.mirrored import MirroredRow, mirrored, set_mirrored
 from store.model_rows import ModelRow, get_model, get_models, list_models, resolve_model
 from store.references import sweep
 from store.scores import ImageRow, ImageScoresRow, MeasurementRow, NewImage, NewScores, ScoresRow
@@ -45,6 +46,7 @@ __all__ = [
     "JobRow",
     "MeasurementRow",
     "MetricWriter",
+    "MirroredRow",
     "ModelRow",
     "NewImage",
     "NewModel",
@@ -75,6 +77,7 @@ __all__ = [
     "lineage",
     "list_models",
     "metrics",
+    "mirrored",
     "model_identity",
     "open_store",
     "parents",
@@ -85,6 +88,7 @@ __all__ = [
     "resolve_model",
     "scores",
     "set_alias",
+    "set_mirrored",
     "set_note",
     "sweep",
     "verify",

@@ -64,7 +64,7 @@ def build_schema(root: Path, revision: str) -> Path:
 
 
 def fill_first_schema(path: Path) -> str:
-    """Rows as revision 0001 stored them: a baseline and a job; returns the model's id. Frozen: never follow newer schemas."""
+    """A baseline as revision 0001 stored it; returns its id. Frozen: never follow newer schemas here."""
     canonical = (
         b'{"dataset":null,"family":"dcae","kind":"baseline","parents":[],"spec":{},"spec_version":1,"weights":"w"}'
     )

@@ -4,8 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from store import Store, open_store
+
+# A deadline on a busy machine measures the machine.
+settings.register_profile("store", deadline=None, max_examples=60)
+settings.load_profile("store")
 
 
 @pytest.fixture

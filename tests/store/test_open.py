@@ -59,30 +59,37 @@ def test_an_error_rolls_back(store: Store) -> None:
 
 
 _COLD = """
-import sys, time
+import sys
 from store import add_model, open_store
 from tests.store.builders import new_model
-while time.time() < float(sys.argv[2]):
-    pass
-store = open_store(sys.argv[1])
-for number in range(5):
-    add_model(store, new_model(store, f"model {sys.argv[3]} {number}"))
+for root in iter(sys.stdin.readline, ""):  # both hear of a root at the same moment
+    store = open_store(root.strip())
+    for number in range(5):
+        add_model(store, new_model(store, f"model {sys.argv[1]} {number}"))
 """
 
 
 def test_two_processes_open_a_cold_store_at_once(tmp_path: Path) -> None:
-    for attempt in range(2):
-        root = tmp_path / f"cold {attempt}"
-        start = time.time() + 4.0
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", _COLD, str(root), str(start), str(number)],
-                cwd=ROOT,
-                stderr=subprocess.PIPE,
-            )
-            for number in range(2)
-        ]
-        assert [process.communicate()[1] for process in processes] == [b"", b""]
+    roots = [tmp_path / f"cold {number}" for number in range(3)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", _COLD, str(number)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    time.sleep(2.0)
+    for root in roots:
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(f"{root}\n")
+            process.stdin.flush()
+        time.sleep(0.5)
+    assert [process.communicate()[1] for process in processes] == ["", ""]
+    for root in roots:
         opened = open_store(root)
         assert len(list_models(opened)) == 10
         assert verify(opened) == []

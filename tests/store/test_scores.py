@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from store import NewScores, Store, StoreError, checkpoints, scores
+from store import NewScores, Store, StoreError, checkpoints, mirrored, scores, set_mirrored
 from store.references import sweep
 from tests.store.builders import PROTOCOL, model, running_job
 
@@ -115,3 +115,10 @@ def test_checkpoints_of_a_job(store: Store, tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         checkpoints.record(store, "j_none", 1, folders[0], "time")
     assert caught.value.code == "unknown_job"
+
+
+def test_the_mirror_remembers_what_it_sent(store: Store) -> None:
+    set_mirrored(store, "wandb", "j_1", "run-abc", {"step": 10})
+    set_mirrored(store, "wandb", "j_1", "run-abc", {"step": 20})
+    set_mirrored(store, "elsewhere", "j_1", "x", {})
+    assert [(row.remote, row.progress) for row in mirrored(store, "wandb").values()] == [("run-abc", {"step": 20})]
