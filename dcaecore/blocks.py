@@ -12,6 +12,7 @@ Notable choices:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +97,9 @@ class LiteMLA(nn.Module):
         dtype = torch.promote_types(qkv.dtype, torch.float32)
         qkv_BGDN = qkv.reshape(batch, -1, 3 * self.head_dim, height * width).to(dtype)
         q, k, v = qkv_BGDN.chunk(3, dim=2)
-        with torch.autocast(x_BCHW.device.type, enabled=False):
+        kind = x_BCHW.device.type
+        # Autocast would lower the products below `dtype`; the meta device has no autocast to switch off.
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             out_BGDN = _attend(q.relu(), k.relu(), v)
         out = out_BGDN.reshape(batch, -1, height, width).to(qkv.dtype)
         return x_BCHW + self.norm(self.proj(out))

@@ -167,11 +167,24 @@ def _validate_coder(name: str, coder: CoderConfig) -> None:
         "blocks": ("resblock", "evit"),
         "norms": ("trms2d", "bn2d"),
         "acts": ("silu", "relu"),
+        "out_norm": ("trms2d", "bn2d"),
+        "out_act": ("silu", "relu"),
     }
     for field, values in legal.items():
-        for value in getattr(coder, field):
+        given = getattr(coder, field)
+        for value in (given,) if isinstance(given, str) else given:
             if value not in values:
                 raise ConfigError(f"{name}.{field} holds {value!r}.", given=value, legal=values)
+    counts = (*coder.widths, *coder.depths, *(kernel for scale in coder.scales for kernel in scale))
+    if not all(type(value) is int for value in (*counts, coder.head_dim, coder.expand)):
+        raise ConfigError(f"{name}: widths, depths, scales, head_dim and expand are whole numbers.", given=counts)
+    if coder.head_dim < 1 or coder.expand < 1:
+        raise ConfigError(
+            f"{name}.head_dim and {name}.expand are at least 1.", given=[coder.head_dim, coder.expand], legal="from 1"
+        )
+    for kernel in (kernel for scale in coder.scales for kernel in scale):
+        if kernel < 1 or kernel % 2 == 0:
+            raise ConfigError(f"{name}.scales holds {kernel}.", given=kernel, legal="odd kernel sizes")
     if any(depth < 0 for depth in coder.depths) or any(width < 1 for width in coder.widths):
         raise ConfigError(
             f"{name}.widths are at least 1 and {name}.depths at least 0.", given=[coder.widths, coder.depths]
@@ -184,8 +197,8 @@ def _validate_coder(name: str, coder: CoderConfig) -> None:
                 legal=f"multiples of {coder.head_dim}",
             )
     for a, b in zip(coder.widths[:-1], coder.widths[1:], strict=True):
-        fine = (4 * a) % b == 0 if name == "encoder" else (4 * a) % b == 0
-        if coder.shortcut and not fine:
+        # The encoder averages 4 a channels to b; the decoder repeats b channels to 4 a.
+        if coder.shortcut and (4 * a) % b:
             raise ConfigError(
                 f"{name}.widths {a} and {b}: the shortcut needs 4 x {a} to be a multiple of {b}.", given=coder.widths
             )

@@ -108,7 +108,10 @@ class Layout:
             return cls()
         if data.get("version") != 1:
             raise ConfigError("This layout was made by another version.", given=data.get("version"), legal=1)
-        return cls({str(name): tuple(int(i) for i in kept) for name, kept in data["kept"].items()})
+        try:
+            return cls({str(name): tuple(int(i) for i in kept) for name, kept in data["kept"].items()})
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise ConfigError(f"This is no layout: {error!r}.", code="bad_layout", legal="site names to indices") from error
 
     @cached_property
     def _digest(self) -> str:

@@ -120,10 +120,23 @@ VARIANTS: dict[str, DCAEConfig] = {
 }
 
 PUBLISHED = tuple(name for name in VARIANTS if name.startswith("dc-ae-") and "lite" not in name)
+
+
+def _published_name(variant: str) -> str:
+    """The release name on the hub: `in` and `mix` carry a version that our names leave out."""
+    return variant if variant.endswith(("-1.0", "-1.1")) else f"{variant}-1.0"
+
+
 HUB_IDS: dict[str, tuple[str, str]] = {
-    name: (f"mit-han-lab/{name}", f"mit-han-lab/{name}-diffusers") for name in PUBLISHED
+    name: (f"mit-han-lab/{_published_name(name)}", f"mit-han-lab/{_published_name(name)}-diffusers") for name in PUBLISHED
 }
 """Variant -> Hugging Face ids of its weights with the original keys and with diffusers' keys."""
+
+
+def variant_of_release(name: str) -> str | None:
+    """The variant of a hub id or of the `model_name` that the original releases' config.json holds, or None."""
+    short = name.rsplit("/", 1)[-1].removesuffix("-diffusers")
+    return next((variant for variant in PUBLISHED if _published_name(variant) == short), None)
 
 
 def find_variant(config: DCAEConfig) -> str | None:
