@@ -1,10 +1,11 @@
 """The building blocks of DC-AE, written from the facts of the paper (arXiv 2410.10733) and the efficientvit reference.
 
 Axes: B batch, C channels, H height, W width, N = H * W, D head dimension, G heads (times scales).
-Every block takes its unit counts as arguments (`mid`, `hidden`, `heads`): a pruned block is a narrower block, not another one.
+Every block takes its unit counts as arguments (`mid`, `hidden`, `heads`): a pruned block is a narrower block, not
+another one.
 
 Notable choices:
-- RMS norm in plain torch, over the channels of each pixel, so that float64 and bfloat16 work and nothing needs to be built.
+- RMS norm in plain torch, over the channels of each pixel: float64 and bfloat16 work and nothing needs to be built.
 - Attention accumulates in `promote_types(dtype, float32)`: bfloat16 stays stable and float64 tests stay float64 tests.
 - The parameter-free shortcuts are reshapes: no weights, nothing to prune.
 """
@@ -76,8 +77,8 @@ class MultiScale(nn.Module):
 class LiteMLA(nn.Module):
     """ReLU linear attention (EfficientViT, arXiv 2205.14756) with its residual: `x + norm(proj(attention(qkv(x))))`.
 
-    Rows of qkv are interleaved by head: `3 * head_dim` rows of a head are its q, k and v. Where H * W <= head_dim the quadratic
-    form is cheaper and is used, as in the reference.
+    Rows of qkv are interleaved by head: `3 * head_dim` rows of a head are its q, k and v. Where H * W <= head_dim the
+    quadratic form is cheaper and is used, as in the reference.
     """
 
     def __init__(self, channels: int, heads: int, *, head_dim: int, scales: Sequence[int], norm: str) -> None:
@@ -117,7 +118,10 @@ def _attend(q_BGDN: Tensor, k_BGDN: Tensor, v_BGDN: Tensor) -> Tensor:
 
 
 class GLUMBConv(nn.Module):
-    """Gated inverted bottleneck with its residual: 1x1 conv to 2 * hidden, SiLU, depthwise 3x3, x * act(gate), 1x1 conv, norm."""
+    """Gated inverted bottleneck with its residual.
+
+    1x1 conv to 2 * hidden, SiLU, depthwise 3x3, x * act(gate), 1x1 conv, norm.
+    """
 
     def __init__(self, channels: int, hidden: int, *, norm: str, act: str) -> None:
         super().__init__()
@@ -135,9 +139,7 @@ class GLUMBConv(nn.Module):
 class EViTBlock(nn.Module):
     """LiteMLA, then GLUMBConv, each with its residual."""
 
-    def __init__(
-        self, channels: int, heads: int, hidden: int, *, head_dim: int, scales: Sequence[int], norm: str
-    ) -> None:
+    def __init__(self, channels: int, heads: int, hidden: int, *, head_dim: int, scales: Sequence[int], norm: str) -> None:
         super().__init__()
         self.attn = LiteMLA(channels, heads, head_dim=head_dim, scales=scales, norm=norm)
         self.glu = GLUMBConv(channels, hidden, norm=norm, act="silu")
@@ -157,7 +159,10 @@ def duplicate_channels(x_BCHW: Tensor, channels: int) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """Halves height and width: conv + pixel-unshuffle, or a stride-2 conv; shortcut = pixel-unshuffle, then channel means."""
+    """Halves height and width: conv + pixel-unshuffle, or a stride-2 conv.
+
+    The shortcut is a pixel-unshuffle, then means over adjacent channels.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, *, resample: str, shortcut: bool) -> None:
         super().__init__()
@@ -177,7 +182,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width: conv + pixel-shuffle, or nearest x2 + conv; shortcut = channel copies, then pixel-shuffle."""
+    """Doubles height and width: conv + pixel-shuffle, or nearest x2 + conv.
+
+    The shortcut repeats each channel in place, then pixel-shuffles.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, *, resample: str, shortcut: bool) -> None:
         super().__init__()

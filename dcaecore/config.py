@@ -1,7 +1,7 @@
 """The shape of a DC-AE as data, free of torch: one `CoderConfig` for each half, one `DCAEConfig` for the whole.
 
-Config and `Layout` (which units are kept) tell variants and pruned models apart; no code does. Field names follow the paper
-(Chen et al., arXiv 2410.10733) and mit-han-lab/efficientvit `models/efficientvit/dc_ae.py`.
+Config and `Layout` (which units are kept) tell variants and pruned models apart; no code does. Field names follow the
+paper (Chen et al., arXiv 2410.10733) and mit-han-lab/efficientvit `models/efficientvit/dc_ae.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class CoderConfig:
     widths: tuple[int, ...]
     """Channels of each stage."""
     depths: tuple[int, ...]
-    """Blocks of each stage. `depths[0] == 0` means that the first convolution (encoder) or last one (decoder) does a 2x change."""
+    """Blocks of each stage. `depths[0] == 0`: the first convolution (encoder) or last (decoder) does a 2x change."""
     blocks: tuple[BlockName, ...]
     """Kind of block of each stage."""
     scales: tuple[tuple[int, ...], ...]
@@ -142,14 +142,12 @@ def _coder_from_json(data: Mapping[str, Any]) -> CoderConfig:
     known = {f.name for f in fields(CoderConfig)}
     unknown = set(data) - known
     if unknown:
-        raise ConfigError(
-            f"Unknown field {sorted(unknown)[0]!r} in a coder config.", given=sorted(unknown), legal=sorted(known)
-        )
+        raise ConfigError(f"Unknown field {sorted(unknown)[0]!r} in a coder config.", given=sorted(unknown), legal=sorted(known))
     values = {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in data.items()}
     if "scales" in values:
         values["scales"] = tuple(tuple(scale) for scale in values["scales"])
     try:
-        return CoderConfig(**values)
+        return CoderConfig(**values)  # type: ignore[arg-type]
     except TypeError as error:
         raise ConfigError(f"A coder config lacks a field: {error}", given=sorted(data), legal=sorted(known)) from error
 
@@ -186,9 +184,7 @@ def _validate_coder(name: str, coder: CoderConfig) -> None:
         if kernel < 1 or kernel % 2 == 0:
             raise ConfigError(f"{name}.scales holds {kernel}.", given=kernel, legal="odd kernel sizes")
     if any(depth < 0 for depth in coder.depths) or any(width < 1 for width in coder.widths):
-        raise ConfigError(
-            f"{name}.widths are at least 1 and {name}.depths at least 0.", given=[coder.widths, coder.depths]
-        )
+        raise ConfigError(f"{name}.widths are at least 1 and {name}.depths at least 0.", given=[coder.widths, coder.depths])
     for stage, (width, kind, depth) in enumerate(zip(coder.widths, coder.blocks, coder.depths, strict=True)):
         if kind == "evit" and depth and width % coder.head_dim:
             raise ConfigError(

@@ -1,14 +1,14 @@
 """Which units of a config a model keeps: its layout, free of torch.
 
-A *site* is a place where whole units can be removed and nothing else changes shape (reference: torch-pruning's dependency
-groups, Fang et al., arXiv 2301.12900):
+A *site* is a place where whole units can be removed and nothing else changes shape (reference: torch-pruning's
+dependency groups, Fang et al., arXiv 2301.12900):
 
     mid      one middle channel of a ResBlock: conv1's row and bias, conv2's column
-    hidden   one GLU pair (i, i + h): two rows of the inverted and depthwise convolutions, one column of the point convolution
+    hidden   one GLU pair (i, i + h): two rows of the inverted and depthwise convolutions, one point-convolution column
     heads    one attention head: 3 * head_dim rows of qkv (and of each further scale), head_dim columns of proj a scale
 
-A layout names kept units in the *original* coordinates (those of the config), so prunings compose and a unit keeps its name for
-life. A site that is not named keeps all its units: the empty layout is the dense model.
+A layout names kept units in the *original* coordinates (those of the config), so prunings compose and a unit keeps its
+name for life. A site that is not named keeps all its units: the empty layout is the dense model.
 """
 
 from __future__ import annotations
@@ -77,20 +77,19 @@ class Layout:
         known = sites(config)
         for name, kept in self.kept.items():
             if name not in known:
-                raise ConfigError(
-                    f"This config has no site {name!r}.", code="unknown_site", given=name, legal=sorted(known)[:8]
-                )
+                raise ConfigError(f"This config has no site {name!r}.", code="unknown_site", given=name, legal=sorted(known)[:8])
             _check_indices(name, kept, known[name].total)
 
     def compose(self, config: DCAEConfig, keep: Mapping[str, Sequence[int]]) -> Layout:
-        """This layout with only `keep` (indices in *current* coordinates) of the named sites; raises ConfigError as `validate`."""
+        """This layout with only `keep` (indices in *current* coordinates) of the named sites.
+
+        Raises ConfigError as `validate` does.
+        """
         known = sites(config)
         kept = dict(self.kept)
         for name, indices in keep.items():
             if name not in known:
-                raise ConfigError(
-                    f"This config has no site {name!r}.", code="unknown_site", given=name, legal=sorted(known)[:8]
-                )
+                raise ConfigError(f"This config has no site {name!r}.", code="unknown_site", given=name, legal=sorted(known)[:8])
             units = self.units(known[name])
             _check_indices(name, indices, len(units))
             if len(indices) < len(units):
@@ -111,7 +110,8 @@ class Layout:
         try:
             return cls({str(name): tuple(int(i) for i in kept) for name, kept in data["kept"].items()})
         except (KeyError, AttributeError, TypeError, ValueError) as error:
-            raise ConfigError(f"This is no layout: {error!r}.", code="bad_layout", legal="site names to indices") from error
+            message = f"This is no layout: {error!r}."
+            raise ConfigError(message, code="bad_layout", legal="site names to indices") from error
 
     @cached_property
     def _digest(self) -> str:

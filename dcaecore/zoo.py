@@ -1,7 +1,7 @@
 """The known shapes of DC-AE by name, and where their published weights lie. Free of torch.
 
-Widths, depths and kinds follow the published configs (efficientvit `ae_model_zoo.py`; diffusers `config.json` of each id;
-DC-AE-Lite of DC-Gen). `demo-f32c32` is the small model that this project trains and ships; `tiny` is for tests.
+Widths, depths and kinds follow the published configs (efficientvit `ae_model_zoo.py`; diffusers `config.json` of each
+id; DC-AE-Lite of DC-Gen). `demo-f32c32` is the small model that this project trains and ships; `tiny` is for tests.
 """
 
 from __future__ import annotations
@@ -9,15 +9,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from dcaecore.config import CoderConfig, DCAEConfig
+from dcaecore.config import ActName, BlockName, CoderConfig, DCAEConfig, NormName
 
 DEMO_VARIANT = "demo-f32c32"
 DEMO_FILE = Path(__file__).parent / "demo" / "demo-f32c32.safetensors"
 
+_RMS: tuple[NormName, ...] = ("trms2d",)
+_BATCH: tuple[NormName, ...] = ("bn2d",)
+_SILU: tuple[ActName, ...] = ("silu",)
+_RELU: tuple[ActName, ...] = ("relu",)
 _WIDTHS = (128, 256, 512, 512, 1024, 1024, 2048, 2048)
 
 
-def _kinds(count: int, resblocks: int = 3) -> tuple:
+def _kinds(count: int, resblocks: int = 3) -> tuple[BlockName, ...]:
     return ("resblock",) * resblocks + ("evit",) * (count - resblocks)
 
 
@@ -29,8 +33,8 @@ def _imagenet(stages: int, latent: int, scaling: float) -> DCAEConfig:
         depths=((0, 4, 8) + (2,) * 5)[:stages],
         blocks=_kinds(stages),
         scales=((),) * stages,
-        norms=("trms2d",) * stages,
-        acts=("silu",) * stages,
+        norms=_RMS * stages,
+        acts=_SILU * stages,
         resample="unshuffle",
     )
     decoder = CoderConfig(
@@ -38,8 +42,8 @@ def _imagenet(stages: int, latent: int, scaling: float) -> DCAEConfig:
         depths=((0, 5, 10) + (2,) * 5)[:stages],
         blocks=_kinds(stages),
         scales=((),) * stages,
-        norms=("bn2d",) * 3 + ("trms2d",) * (stages - 3),
-        acts=("relu",) * 3 + ("silu",) * (stages - 3),
+        norms=_BATCH * 3 + _RMS * (stages - 3),
+        acts=_RELU * 3 + _SILU * (stages - 3),
         resample="shuffle",
     )
     return DCAEConfig(encoder, decoder, latent_channels=latent, scaling_factor=scaling)
@@ -52,8 +56,8 @@ def _sana() -> DCAEConfig:
         depths=(2, 2, 2, 3, 3, 3),
         blocks=_kinds(6),
         scales=scales,
-        norms=("trms2d",) * 6,
-        acts=("silu",) * 6,
+        norms=_RMS * 6,
+        acts=_SILU * 6,
         resample="conv",
     )
     decoder = replace(encoder, depths=(3,) * 6, resample="interpolate")
@@ -67,8 +71,8 @@ def _lite() -> DCAEConfig:
         depths=(0, 3, 5, 4, 4, 4),
         blocks=("resblock",) * 6,
         scales=((),) * 6,
-        norms=("trms2d",) * 6,
-        acts=("silu",) * 6,
+        norms=_RMS * 6,
+        acts=_SILU * 6,
         resample="shuffle",
         out_act="silu",
     )
@@ -82,8 +86,8 @@ def _demo() -> DCAEConfig:
         depths=(0, 1, 1, 2, 1, 1),
         blocks=_kinds(6),
         scales=((),) * 6,
-        norms=("trms2d",) * 6,
-        acts=("silu",) * 6,
+        norms=_RMS * 6,
+        acts=_SILU * 6,
         resample="unshuffle",
     )
     decoder = replace(encoder, depths=(0, 1, 2, 2, 1, 1), resample="shuffle")
@@ -97,8 +101,8 @@ def _tiny() -> DCAEConfig:
         depths=(0, 1, 1, 1),
         blocks=("resblock", "resblock", "resblock", "evit"),
         scales=((),) * 4,
-        norms=("trms2d",) * 4,
-        acts=("silu",) * 4,
+        norms=_RMS * 4,
+        acts=_SILU * 4,
         resample="unshuffle",
         expand=2,
     )
@@ -128,7 +132,8 @@ def _published_name(variant: str) -> str:
 
 
 HUB_IDS: dict[str, tuple[str, str]] = {
-    name: (f"mit-han-lab/{_published_name(name)}", f"mit-han-lab/{_published_name(name)}-diffusers") for name in PUBLISHED
+    name: (release, f"{release}-diffusers")
+    for name, release in ((name, f"mit-han-lab/{_published_name(name)}") for name in PUBLISHED)
 }
 """Variant -> Hugging Face ids of its weights with the original keys and with diffusers' keys."""
 
