@@ -34,7 +34,9 @@ def compress_cards(parent: str) -> None:
         with guarded():
             size = manager.settings.preset_image_size
             retrain = PRESETS[chosen].retrain.model_copy(update={"image_size": size})
-            jobs = manager.compress(parent, chosen, retrain=retrain, evaluate={"image_size": size}, benchmark={"image_size": size})
+            jobs = manager.compress(
+                parent, chosen, retrain=retrain, evaluate={"image_size": size}, benchmark={"image_size": size}
+            )
             st.query_params.pop("preset", None)
             st.query_params.pop("compress", None)
             start_chain([job.id for job in jobs], parent)
@@ -70,5 +72,5 @@ validate_and_save(manager, current, key="home")
 pictures(manager, current)
 st.subheader("Family tree")
 rows = manager.list_models(limit=200)
-event = st.echarts_chart(tree_chart(rows, chosen=current.id), height=320, key="home-tree", on_select="rerun")
+st.echarts_chart(tree_chart(rows, chosen=current.id), height=320, key="home-tree")
 st.page_link("pages/5_Lineage.py", label="Open the lineage", icon=":material/account_tree:")

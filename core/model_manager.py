@@ -112,9 +112,7 @@ class ModelManager(Views):
         """The bytes of a model's safetensors file."""
         row = self.get_model(ref)
         if row.blob_digest is None or not self.store.blobs.exists(row.blob_digest):
-            raise CoreError(
-                f"The weights of {row.name} are not in the store any more.", code="no_weights", given=row.id
-            )
+            raise CoreError(f"The weights of {row.name} are not in the store any more.", code="no_weights", given=row.id)
         return self.store.blobs.read(row.blob_digest)
 
     def verify(self, ref: Ref | None = None) -> list[st.Problem]:
@@ -136,17 +134,13 @@ class ModelManager(Views):
             self.promote(job.model_id)
         return self.get_model(job.model_id)
 
-    def prune_model(
-        self, parent: Parent, spec: SpecLike = None, *, device: str | None = None, name: str | None = None
-    ) -> JobRow:
+    def prune_model(self, parent: Parent, spec: SpecLike = None, *, device: str | None = None, name: str | None = None) -> JobRow:
         """Submits a pruning; the spec is checked against the parent first."""
         checked = _checked("prune", spec)
         assert isinstance(checked, PruneSpec)
         if isinstance(parent, str) and checked.method == "l2_structured":
             self.predict_pruning(parent, checked)
-        return self._submit(
-            checked, parent, device=device, name=name or model_name("dcae", checked.method, checked.rate)
-        )
+        return self._submit(checked, parent, device=device, name=name or model_name("dcae", checked.method, checked.rate))
 
     def retrain_model(
         self, parent: Parent, spec: SpecLike = None, *, device: str | None = None, name: str | None = None
@@ -170,9 +164,7 @@ class ModelManager(Views):
         self._check_size(model, checked.image_size)
         return self._submit(checked, model, device=device, name="evaluate")
 
-    def benchmark_models(
-        self, refs: Sequence[Ref] | Parent, spec: SpecLike = None, *, device: str | None = None
-    ) -> JobRow:
+    def benchmark_models(self, refs: Sequence[Ref] | Parent, spec: SpecLike = None, *, device: str | None = None) -> JobRow:
         """Submits one benchmark run over models, interleaved."""
         first: Parent
         checked = _checked("benchmark", spec)
@@ -322,9 +314,7 @@ def _checked(operation: str, spec: SpecLike) -> Spec:
 
     if isinstance(spec, Spec):
         if spec.operation != operation:
-            raise CoreError(
-                f"This is a spec to {spec.operation}, not to {operation}.", given=spec.operation, legal=operation
-            )
+            raise CoreError(f"This is a spec to {spec.operation}, not to {operation}.", given=spec.operation, legal=operation)
         return spec
     try:
         return SPECS[operation].model_validate(dict(spec or {}))

@@ -24,16 +24,12 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path("offshoot-home"), description="The store's folder: database, weights, job logs.")
     device: str = Field("auto", description="Device of new jobs: cpu, cuda:0, or auto (the first GPU, else cpu).")
-    data_dir: Path | None = Field(
-        None, description="Sample sets and cached hub rows; default: data in the store's folder."
-    )
+    data_dir: Path | None = Field(None, description="Sample sets and cached hub rows; default: data in the store's folder.")
     weights_dir: Path = Field(Path("weights"), description="Folder that the page's file browser shows.")
     num_threads: int = Field(0, ge=0, description="CPU threads of a job; 0 takes all cores.")
     worker_idle_s: float = Field(1800.0, gt=0, description="A worker without jobs ends after this many seconds.")
     pause_release_s: float = Field(60.0, ge=0, description="A paused job leaves the device after this many seconds.")
-    heartbeat_timeout_s: float = Field(
-        300.0, gt=0, description="A job without a sign of life for this long is stopped."
-    )
+    heartbeat_timeout_s: float = Field(300.0, gt=0, description="A job without a sign of life for this long is stopped.")
     mirror: Literal["auto", "off", "offline", "online"] = Field("auto", description="Weights & Biases mirror mode.")
     wandb_project: str = Field("offshoot", description="Weights & Biases project of the mirror.")
     preset_image_size: int = Field(128, ge=16, description="Image size of the three-click presets, px.")

@@ -31,7 +31,9 @@ METHOD_TITLES: dict[str, str] = {
 
 def _field(default: Any, description: str, *, group: str, **options: Any) -> Any:
     """A pydantic field whose form hints (`group`, `advanced`, `unit`, `identity`, `when`) travel in its JSON schema."""
-    hints = {name: options.pop(name) for name in ("advanced", "unit", "identity", "when", "step") if name in options}
+    hints: dict[str, Any] = {
+        name: options.pop(name) for name in ("advanced", "unit", "identity", "when", "step") if name in options
+    }
     return Field(default, description=description, json_schema_extra={"group": group, **hints}, **options)
 
 
@@ -75,9 +77,7 @@ class DataSpec(BaseModel):
     )
     max_rows: int = Field(20_000, ge=16, le=5_000_000, description="At most this many rows of a streamed set are used.")
     split_seed: int = Field(0, ge=0, description="Seed of the split into train, validation and test by episode.")
-    skip_broken: bool = Field(
-        False, description="Skip images that cannot be read (counted and shown) instead of stopping."
-    )
+    skip_broken: bool = Field(False, description="Skip images that cannot be read (counted and shown) instead of stopping.")
     deny_rows: tuple[str, ...] = Field((), description="Row ids that are never used.")
 
 
@@ -117,9 +117,7 @@ class PruneSpec(Spec):
         advanced=True,
         when={"method": list(UNSTRUCTURED_METHODS)},
     )
-    part: Literal["both", "encoder", "decoder"] = _field(
-        "both", "Which half of the autoencoder is pruned.", group="Where"
-    )
+    part: Literal["both", "encoder", "decoder"] = _field("both", "Which half of the autoencoder is pruned.", group="Where")
     round_to: int = _field(
         1,
         "Kept hidden and mid channels are a multiple of this where the site allows (8 suits GPUs); heads are never rounded.",
@@ -190,20 +188,14 @@ class RetrainSpec(Spec):
         (0.9, 0.999), "Decay of the first and second moment.", group="Optimizer", advanced=True,
         when={"optimizer_name": ["adamw", "adam"]},
     )  # fmt: skip
-    momentum: float = _field(
-        0.9, "Momentum.", group="Optimizer", ge=0.0, lt=1.0, advanced=True, when={"optimizer_name": ["sgd"]}
-    )
+    momentum: float = _field(0.9, "Momentum.", group="Optimizer", ge=0.0, lt=1.0, advanced=True, when={"optimizer_name": ["sgd"]})
     eps: float = _field(
         1e-8, "Added to the denominator.", group="Optimizer", gt=0.0, le=1.0, advanced=True,
         when={"optimizer_name": ["adamw", "adam"]},
     )  # fmt: skip
     weight_decay: float = _field(0.05, "Weight decay.", group="Optimizer", ge=0.0, le=10.0)
-    decay_norms_and_biases: bool = _field(
-        False, "Apply weight decay to norms and biases too.", group="Optimizer", advanced=True
-    )
-    grad_clip: float = _field(
-        1.0, "Largest norm of the gradient; 0 turns clipping off.", group="Optimizer", ge=0.0, le=1e6
-    )
+    decay_norms_and_biases: bool = _field(False, "Apply weight decay to norms and biases too.", group="Optimizer", advanced=True)
+    grad_clip: float = _field(1.0, "Largest norm of the gradient; 0 turns clipping off.", group="Optimizer", ge=0.0, le=1e6)
     ema_decay: float = _field(
         0.0, "Keep an exponential moving average of the weights and store that; 0 is off.", group="Optimizer", ge=0.0, lt=1.0,
         advanced=True,
@@ -213,9 +205,7 @@ class RetrainSpec(Spec):
     lr_schedule_name: Literal["cosine", "constant", "linear", "step", "exponential", "onecycle"] = _field(
         "cosine", "How the learning rate moves after the warm-up.", group="Schedule"
     )
-    warmup_epochs: int = _field(
-        5, "Epochs of linear warm-up, counted within n_epochs.", group="Schedule", ge=0, le=100_000
-    )
+    warmup_epochs: int = _field(5, "Epochs of linear warm-up, counted within n_epochs.", group="Schedule", ge=0, le=100_000)
     warmup_lr: float = _field(1e-6, "Learning rate at the first step of the warm-up.", group="Schedule", ge=0.0, le=1.0)
     min_lr: float = _field(
         0.0, "Learning rate at the end.", group="Schedule", ge=0.0, le=1.0, advanced=True,
@@ -256,12 +246,8 @@ class RetrainSpec(Spec):
     best_metric: Literal["psnr_db", "foreground_psnr_db", "ssim", "loss"] = _field(
         "psnr_db", "The checkpoint that is best by this figure becomes the new model.", group="Validation"
     )
-    keep: Literal["best", "last"] = _field(
-        "best", "Which weights become the new model.", group="Validation", advanced=True
-    )
-    num_save_images: int = _field(
-        8, "Reconstructions kept at each validation.", group="Validation", ge=0, le=64, identity=False
-    )
+    keep: Literal["best", "last"] = _field("best", "Which weights become the new model.", group="Validation", advanced=True)
+    num_save_images: int = _field(8, "Reconstructions kept at each validation.", group="Validation", ge=0, le=64, identity=False)
 
     save_interval: int = _field(
         5, "Epochs between checkpoints (and once a minute besides).", group="Checkpoints", ge=1, identity=False
@@ -296,9 +282,7 @@ class EvaluateSpec(Spec):
     )
     num_images: int = _field(64, "Pinned images.", group="Data", ge=1, le=10_000)
     num_save_images: int = _field(8, "Reconstructions kept as pictures.", group="Data", ge=0, le=64)
-    batch_size: int = _field(
-        4, "Images at once; does not change the figures.", group="Basic", ge=1, le=256, identity=False
-    )
+    batch_size: int = _field(4, "Images at once; does not change the figures.", group="Basic", ge=1, le=256, identity=False)
     dtype: DType = _field("float32", "Precision.", group="Basic")
 
 

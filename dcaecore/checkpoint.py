@@ -1,8 +1,9 @@
 """Model files: one safetensors file with config, layout and masks; no pickle is written.
 
-The file has a single metadata key, `offshoot`, with sorted JSON (several keys would be written in random order, and equal models
-would become different files). The mask of a pruned parameter is stored as `mask:<parameter>`, one bit a weight. Saving and loading
-are bit-equal. The digest is over names, dtypes, shapes and bytes of weights and masks, whatever the container.
+The file has a single metadata key, `offshoot`, with sorted JSON (several keys would be written in random order, and equal
+models would become different files). The mask of a pruned parameter is stored as `mask:<parameter>`, one bit a weight.
+Saving and loading are bit-equal. The digest is over names, dtypes, shapes and bytes of weights and masks, whatever the
+container. torch is imported where tensors are touched, so `read_header` serves processes that never load it.
 """
 
 from __future__ import annotations
@@ -14,18 +15,17 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dcaecore.config import DCAEConfig
 from dcaecore.errors import CheckpointError
 from dcaecore.layout import Layout
-from dcaecore.model import DCAE
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from dcaecore.model import DCAE
 
 FORMAT = 1
 KEY = "offshoot"
@@ -49,10 +49,20 @@ def save_model(
     layout: Layout,
     masks: Mapping[str, Tensor] | None = None,
     family: str = "dcae",
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a model whole or not at all (partial name, fsync, rename)."""
+    """Writes a model whole or not at all (partial name, fsync, rename); `extra` are further JSON fields of its header.
+
+    Raises CheckpointError where it cannot be written; nothing is left behind then.
+    """
+    import numpy as np
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     masks = masks or {}
     header = {
+        **(extra or {}),
         "format": FORMAT,
         "family": family,
         "config": config.to_json(),
@@ -73,10 +83,14 @@ def save_model(
             os.close(descriptor)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(
-            f"The model could not be written: {error}", code="write", given=str(path), next="Free some disk space."
+            f"The model could not be written: {error}",
+            code="write",
+            given=str(path),
+            next="Check the folder's permissions and the free disk space.",
         ) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -84,14 +98,21 @@ def read_header(path: Path) -> dict[str, Any]:
     header = read_metadata(path).get(KEY)
     if header is None:
         raise CheckpointError(f"{path.name} is a safetensors file, but not one of Offshoot's.", code="foreign")
-    found: dict[str, Any] = json.loads(header)
-    if found["format"] > FORMAT:
-        raise CheckpointError(f"{path.name} was written by a newer version.", code="format", legal=FORMAT)
+    try:
+        found: dict[str, Any] = json.loads(header)
+        version, missing = found["format"], {"family", "config", "layout", "masks"} - set(found)
+        newer = version > FORMAT
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"The header of {path.name} is damaged: {error!r}.", code="bad_header") from error
+    if newer:
+        raise CheckpointError(f"{path.name} was written by a newer version.", code="format", given=version, legal=FORMAT)
+    if missing:
+        raise CheckpointError(f"The header of {path.name} lacks {sorted(missing)[0]}.", code="bad_header")
     return found
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The `__metadata__` of a safetensors file, its size checked; raises CheckpointError where it is damaged or another kind."""
+    """The `__metadata__` of a safetensors file; raises CheckpointError where it is damaged, cut short or another kind."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -102,7 +123,9 @@ def read_metadata(path: Path) -> dict[str, str]:
         end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no file {path}.", code="no_file", given=str(path)) from error
-    except (struct.error, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.", code="unreadable", given=str(path)) from error
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path.name} is no safetensors file: {error}", code="not_a_checkpoint") from error
     if 8 + length + end != size:
         raise CheckpointError(
@@ -110,29 +133,47 @@ def read_metadata(path: Path) -> dict[str, str]:
             code="truncated",
             next="Copy or download it again.",
         )
-    return dict(header.get("__metadata__", {}))
+    return dict(header.get("__metadata__") or {})
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU."""
+    """All tensors of a safetensors file, on the CPU; raises CheckpointError as `read_metadata` does."""
+    from safetensors import SafetensorError, safe_open
+
     read_metadata(path)
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise CheckpointError(f"{path.name} is damaged: {error}", code="not_a_checkpoint") from error
 
 
-def split_masks(
-    tensors: dict[str, Tensor], shapes: Mapping[str, list[int]]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights and unpacked bool masks of a file's tensors."""
-    masks = {}
+def split_masks(tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and unpacked bool masks of a file's tensors; raises CheckpointError where a mask does not fit its weights."""
+    import numpy as np
+    import torch
+
+    state, masks = dict(tensors), {}
     for name, shape in shapes.items():
-        bits = np.unpackbits(tensors.pop(MASK_PREFIX + name).numpy(), count=int(np.prod(shape)))
+        packed, weight = state.pop(MASK_PREFIX + name, None), state.get(name)
+        if packed is None or weight is None or list(weight.shape) != list(shape):
+            raise CheckpointError(f"The mask of {name} has no weights of its shape {list(shape)}.", code="wrong_mask")
+        if packed.dtype != torch.uint8 or packed.numel() != (weight.numel() + 7) // 8:
+            raise CheckpointError(f"The mask of {name} is not one bit a weight.", code="wrong_mask")
+        bits = np.unpackbits(packed.numpy(), count=weight.numel())
         masks[name] = torch.from_numpy(bits.astype(bool)).reshape(shape)
-    return tensors, masks
+    return state, masks
 
 
 def build(config: DCAEConfig, layout: Layout, state: Mapping[str, Tensor], *, name: str = "the file") -> DCAE:
-    """A model around given tensors (skeleton on `meta`, then assigned), strict; raises CheckpointError that names what differs."""
+    """A model around given tensors (skeleton on `meta`, then assigned), in eval mode.
+
+    Strict: raises CheckpointError that names the first key or shape that differs.
+    """
+    import torch
+
+    from dcaecore.model import DCAE
+
     with torch.device("meta"):
         model = DCAE(config, layout)
     expected = model.state_dict()
@@ -153,8 +194,14 @@ def build(config: DCAEConfig, layout: Layout, state: Mapping[str, Tensor], *, na
     return model.requires_grad_(True).eval()
 
 
-def load_model(path: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedModel:
-    """Reads a model file; floating-point weights become `dtype`. Raises CheckpointError for anything but a whole model of ours."""
+def load_model(path: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
+    """Reads a model file; floating-point weights become `dtype` (None: float32, whatever they are stored as).
+
+    Raises CheckpointError for anything but a whole model of ours, ConfigError for a config or layout that cannot be.
+    """
+    import torch
+
+    dtype = dtype or torch.float32
     header = read_header(path)
     config, layout = DCAEConfig.from_json(header["config"]), Layout.from_json(header["layout"])
     state, masks = split_masks(load_tensors(path), header["masks"])
@@ -165,6 +212,8 @@ def load_model(path: Path, *, device: str = "cpu", dtype: torch.dtype = torch.fl
 
 def weights_digest(state: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> str:
     """sha256 over (name, dtype, shape, bytes) in name order, masks included as bool tensors named `mask:<parameter>`."""
+    import torch
+
     logical = {**state, **{MASK_PREFIX + k: v.to(torch.bool) for k, v in (masks or {}).items()}}
     digest = hashlib.sha256()
     for name in sorted(logical):

@@ -146,6 +146,5 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], t
             moments = by_name.get(names[id(parameter)])
             if moments is not None:
                 optimizer.state[parameter] = {
-                    key: value.clone() if key == "step" else value.to(parameter.device).clone()
-                    for key, value in moments.items()
+                    key: value.clone() if key == "step" else value.to(parameter.device).clone() for key, value in moments.items()
                 }

@@ -152,9 +152,7 @@ def estimate(
     for row in rows:
         coder = config.coder(row.name.split(".")[0])
         width = (
-            coder.widths[min(int(row.name.split(".")[2]), coder.num_stages - 1)]
-            if ".stages." in row.name
-            else coder.widths[0]
+            coder.widths[min(int(row.name.split(".")[2]), coder.num_stages - 1)] if ".stages." in row.name else coder.widths[0]
         )
         # What autograd keeps of a block is about ten maps of its width (measured 8 to 12 on the demo shape).
         activations += 10 * width * row.side**2 * 4

@@ -117,9 +117,7 @@ def open_frames(
     pixels = None
     if source.kind == "sample":
         if source.location not in SAMPLE_SETS:
-            raise DataError(
-                f"There is no sample set {source.location!r}.", given=source.location, legal=sorted(SAMPLE_SETS)
-            )
+            raise DataError(f"There is no sample set {source.location!r}.", given=source.location, legal=sorted(SAMPLE_SETS))
         path = ensure_sample_set(source.location, cache_folder / "samples")
         import json
 
@@ -155,9 +153,7 @@ def _read_parquet(files: list[str], cache_folder: Path) -> Any:
         try:
             pq.read_schema(file)
         except Exception as error:  # pyarrow raises several kinds; all mean that the file is not readable parquet
-            raise DataError(
-                f"{Path(file).name} is no readable parquet file: {error}", code="no_data", given=file
-            ) from error
+            raise DataError(f"{Path(file).name} is no readable parquet file: {error}", code="no_data", given=file) from error
     datasets.disable_progress_bars()
     return datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache_folder / "datasets"))
 
@@ -194,9 +190,7 @@ def _open_folder(source: DataSource) -> Frames:
         raise DataError(f"There is no folder {source.location!r}.", code="no_data", given=source.location)
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
     if not files:
-        raise DataError(
-            f"No pictures in {source.location!r}.", code="no_data", given=source.location, legal=PICTURE_SUFFIXES
-        )
+        raise DataError(f"No pictures in {source.location!r}.", code="no_data", given=source.location, legal=PICTURE_SUFFIXES)
     rows = datasets.Dataset.from_dict({source.column: [str(p) for p in files]}).cast_column(
         source.column, datasets.Image(decode=False)
     )

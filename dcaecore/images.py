@@ -40,4 +40,4 @@ def to_square(image: Image.Image, image_size: int) -> tuple[np.ndarray, tuple[in
 def foreground(images_NHWC: np.ndarray, median_HWC: np.ndarray) -> np.ndarray:
     """`(N, H, W)` bool: where any channel of uint8 images lies more than FOREGROUND_STEP from the median frame."""
     difference = np.abs(images_NHWC.astype(np.int16) - median_HWC.astype(np.int16))
-    return (difference > FOREGROUND_STEP).any(axis=-1)
+    return np.asarray((difference > FOREGROUND_STEP).any(axis=-1))

@@ -39,9 +39,7 @@ class ReconstructionLoss(nn.Module):
         if perceptual_weight > 0:
             available, reason = lpips_status()
             if not available:
-                raise ConfigError(
-                    f"The perceptual loss is off: {reason}.", code="no_lpips", given=perceptual_weight, legal=0.0
-                )
+                raise ConfigError(f"The perceptual loss is off: {reason}.", code="no_lpips", given=perceptual_weight, legal=0.0)
             import lpips
 
             self._lpips = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)

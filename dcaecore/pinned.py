@@ -82,9 +82,7 @@ def pin(cache: ImageCache, rows: np.ndarray, count: int, *, skip_broken: bool = 
     moving, median, reason = _foreground(cache, np.array(kept), image_array, content_array)
     digest = hashlib.sha256(image_array.tobytes() + content_array.tobytes())
     digest.update(b"" if moving is None else moving.tobytes())
-    return PinnedImages(
-        image_array, content_array, moving, reason, median, tuple(ids), tuple(skipped), digest.hexdigest()
-    )
+    return PinnedImages(image_array, content_array, moving, reason, median, tuple(ids), tuple(skipped), digest.hexdigest())
 
 
 def _choose(cache: ImageCache, rows: np.ndarray, count: int) -> np.ndarray:
@@ -94,13 +92,17 @@ def _choose(cache: ImageCache, rows: np.ndarray, count: int) -> np.ndarray:
     episodes = cache.frames.episodes[rows]
     names = np.unique(episodes)
     groups = max(1, min(len(names), count // MIN_MEDIAN_FRAMES))
-    used = names[_spread(len(names), groups)]
-    shares = [count // groups + (i < count % groups) for i in range(groups)]
-    chosen = []
-    for name, share in zip(used, shares, strict=True):
-        own = rows[episodes == name]
-        chosen.append(own[_spread(len(own), min(share, len(own)))])
-    return np.concatenate(chosen)
+    while True:
+        used = names[_spread(len(names), groups)]
+        shares = [count // groups + (i < count % groups) for i in range(groups)]
+        chosen = []
+        for name, share in zip(used, shares, strict=True):
+            own = rows[episodes == name]
+            chosen.append(own[_spread(len(own), min(share, len(own)))])
+        # Short episodes: more of them, rather than fewer images.
+        if groups == len(names) or sum(len(part) for part in chosen) == count:
+            return np.concatenate(chosen)
+        groups += 1
 
 
 def _spread(total: int, count: int) -> np.ndarray:

@@ -83,9 +83,7 @@ def _recognise(
         return find_variant(config), config
     if variant is not None:
         if variant not in VARIANTS:
-            raise CheckpointError(
-                f"There is no variant {variant!r}.", code="variant", given=variant, legal=sorted(VARIANTS)
-            )
+            raise CheckpointError(f"There is no variant {variant!r}.", code="variant", given=variant, legal=sorted(VARIANTS))
         return variant, VARIANTS[variant]
     best: tuple[int, str] | None = None
     for candidate, known in VARIANTS.items():
@@ -111,12 +109,14 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         data: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "protocol" not in str(error) and "GLOBAL" not in str(error) and "Unsupported" not in str(error):
+            raise CheckpointError(f"{path.name} is no PyTorch checkpoint: {error}", code="not_a_checkpoint") from error
         raise CheckpointError(
             f"{path.name} holds Python code or objects besides weights; it was not executed.",
             code="unsafe_pickle",
             next="Save its state_dict alone, or better as safetensors.",
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # the reader meets arbitrary bytes, and raises whatever they lead it to
         raise CheckpointError(f"{path.name} is no PyTorch checkpoint: {error}", code="not_a_checkpoint") from error
     for _ in range(3):
         inner = next((data[k] for k in NESTED_KEYS if isinstance(data, dict) and isinstance(data.get(k), dict)), None)

@@ -163,17 +163,13 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, decay_norms_and_b
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """AdamW, Adam or SGD over the model's trainable parameters."""
-    groups = parameter_groups(
-        model, weight_decay=settings.weight_decay, decay_norms_and_biases=settings.decay_norms_and_biases
-    )
+    groups = parameter_groups(model, weight_decay=settings.weight_decay, decay_norms_and_biases=settings.decay_norms_and_biases)
     if settings.optimizer_name == "sgd":
         return torch.optim.SGD(groups, lr=settings.init_lr, momentum=settings.momentum)
     kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
     if settings.optimizer_name not in kinds:
         raise ConfigError("There is no such optimizer.", given=settings.optimizer_name, legal=[*kinds, "sgd"])
-    return kinds[settings.optimizer_name](
-        groups, lr=settings.init_lr, betas=settings.betas, eps=settings.eps, fused=True
-    )
+    return kinds[settings.optimizer_name](groups, lr=settings.init_lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 class _Run:
@@ -303,9 +299,7 @@ class _Run:
         self.best_value, self.best_step = state.facts["best_value"], state.facts["best_step"]
         self.skipped = set(state.facts["skipped"])
         if state.facts["threads"] != torch.get_num_threads():
-            self.callbacks.log(
-                "warning", "Resumed with another thread count: the last bits of the weights will differ."
-            )
+            self.callbacks.log("warning", "Resumed with another thread count: the last bits of the weights will differ.")
 
     def train_step(self, stream_batch) -> dict[str, float]:  # type: ignore[no-untyped-def]
         started = time.perf_counter()
@@ -326,8 +320,7 @@ class _Run:
         values = torch.stack([loss.detach(), norm, *(part.detach() for part in parts.values())]).tolist()
         if not all(math.isfinite(v) for v in values[:2]):
             raise TrainingError(
-                f"The loss or its gradient is not finite at step {self.step + 1} "
-                f"(images {', '.join(stream_batch.row_ids[:4])}).",
+                f"The loss or its gradient is not finite at step {self.step + 1} (images {', '.join(stream_batch.row_ids[:4])}).",
                 code="not_finite",
                 given=values[0],
                 next="The last checkpoint is whole: lower init_lr, clip the gradient, or use float32.",
@@ -383,7 +376,7 @@ def train(
     batches = stream.iterate(run.step)
     try:
         while run.step < settings.total_steps:
-            control = callbacks.poll()
+            control: str = callbacks.poll()
             if control == "pause":
                 run.checkpoint("pause")
                 control = callbacks.wait_paused()

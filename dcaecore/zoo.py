@@ -22,7 +22,8 @@ _WIDTHS = (128, 256, 512, 512, 1024, 1024, 2048, 2048)
 
 
 def _kinds(count: int, resblocks: int = 3) -> tuple[BlockName, ...]:
-    return ("resblock",) * resblocks + ("evit",) * (count - resblocks)
+    kinds: list[BlockName] = ["resblock"] * resblocks
+    return (*kinds, *(["evit"] * (count - resblocks)))  # type: ignore[arg-type]
 
 
 def _imagenet(stages: int, latent: int, scaling: float) -> DCAEConfig:

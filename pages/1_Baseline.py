@@ -28,10 +28,14 @@ st.title("Baseline")
 with st.expander("Import a model", icon=":material/add:"):
     file_tab, upload_tab, hub_tab = st.tabs(["From a folder", "Upload", "Hugging Face"])
     with file_tab:
-        folder = Path(st.text_input("Folder", str(manager.settings.weights_dir), help="A 1.2 GB file is no upload: put it in this folder."))
+        folder = Path(
+            st.text_input("Folder", str(manager.settings.weights_dir), help="A 1.2 GB file is no upload: put it in this folder.")
+        )
         files = sorted(p for p in folder.rglob("*") if p.suffix in SUFFIXES) if folder.is_dir() else []
         if files:
-            picked = st.selectbox("File", files, format_func=lambda p: f"{p.relative_to(folder)} · {p.stat().st_size / 1e6:.1f} MB")
+            picked = st.selectbox(
+                "File", files, format_func=lambda p: f"{p.relative_to(folder)} · {p.stat().st_size / 1e6:.1f} MB"
+            )
             if st.button("Import this file"):
                 import_and_show(str(picked))
         else:
@@ -71,7 +75,9 @@ with st.expander("Weight distribution"):
     with guarded():
         edges, counts, zeros = manager.weight_histogram(row.id)
         figure = go.Figure(go.Bar(x=edges[:-1], y=counts, marker_color="#4b9c68"))
-        figure.update_layout(height=300, margin={"t": 10, "b": 10}, xaxis_title="weight", yaxis_title="count", yaxis_type="log", bargap=0)
+        figure.update_layout(
+            height=300, margin={"t": 10, "b": 10}, xaxis_title="weight", yaxis_title="count", yaxis_type="log", bargap=0
+        )
         st.plotly_chart(figure)
         st.caption(f"{zeros:,} weights are exactly zero (not in the bars).")
 with st.expander("Configuration"):

@@ -23,7 +23,7 @@ if chain:
 left, right = st.columns(2, gap="large")
 with left:
     row = chosen_model(manager, "Parent")
-    headline(manager, row, keys=("parameters", "sparsity", "decode_ms", "psnr_db", "foreground_psnr_db"), per_row=3)
+    headline(manager, row, keys=("parameters", "sparsity", "decode_ms", "psnr_db", "foreground_psnr_db"), per_row=2)
     pictures(manager, row, count=4)
     with st.expander("Configuration"):
         st.json(row.config, expanded=1)
@@ -52,7 +52,9 @@ with right:
             place.metric(title, f"{b / scale:.2f} {unit}", f"{b / a - 1:+.1%}", delta_color="inverse", border=True)
         if values["method"] in UNSTRUCTURED_METHODS:
             st.caption("Single weights become zero: the file compresses better, the speed on dense kernels stays as it is.")
-        then = st.toggle("Then retrain and compare", value=True, help="Adds the medium preset's retraining, an evaluation and a benchmark.")
+        then = st.toggle(
+            "Then retrain and compare", value=True, help="Adds the medium preset's retraining, an evaluation and a benchmark."
+        )
         if st.button("Run", type="primary", icon=":material/play_arrow:"):
             size = manager.settings.preset_image_size
             if then:

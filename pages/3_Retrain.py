@@ -42,19 +42,30 @@ def watch(ref: str) -> None:
         st.code("\n".join(f"{line['time'][11:19]} {line['level']}: {line['message']}" for line in manager.log(ref, last=60)))
     if job.state == "done" and job.model_id:
         st.success("Done: the new model is saved.")
-        st.page_link("pages/4_Compare.py", label="Compare with its parent", query_params={"models": f"{job.parent_model_id},{job.model_id}"})
+        st.page_link(
+            "pages/4_Compare.py",
+            label="Compare with its parent",
+            query_params={"models": f"{job.parent_model_id},{job.model_id}"},
+        )
 
 
 st.title("Retrain")
 followed = st.query_params.get("job")
-active = next((j for j in manager.jobs(states=("running", "paused", "starting", "pausing"), limit=5) if j.operation == "retrain"), None)
+active = next(
+    (j for j in manager.jobs(states=("running", "paused", "starting", "pausing"), limit=5) if j.operation == "retrain"), None
+)
 if followed or active:
     with guarded():
         assert followed or active is not None
         watch(followed or active.id)  # type: ignore[union-attr]
     st.divider()
 row = chosen_model(manager)
-preset = st.segmented_control("Preset", ["form defaults", *PRESETS], default="medium", format_func=lambda n: PRESETS[n].title if n in PRESETS else "Defaults")
+preset = st.segmented_control(
+    "Preset",
+    ["form defaults", *PRESETS],
+    default="medium",
+    format_func=lambda n: PRESETS[n].title if n in PRESETS else "Defaults",
+)
 start = PRESETS[preset].retrain.model_dump() if preset in PRESETS else {"image_size": 128}
 values = spec_form(RetrainSpec, key=f"retrain-{preset}", values=start)
 with guarded():
@@ -63,8 +74,14 @@ with guarded():
     points = sorted({round(i * (total - 1) / 199) for i in range(200)}) if total > 1 else [0]
     rates = [
         learning_rate(
-            step, name=values["lr_schedule_name"], init_lr=values["init_lr"], total_steps=total, warmup_steps=warmup,
-            warmup_lr=values["warmup_lr"], min_lr=values["min_lr"], gamma=values["lr_gamma"],
+            step,
+            name=values["lr_schedule_name"],
+            init_lr=values["init_lr"],
+            total_steps=total,
+            warmup_steps=warmup,
+            warmup_lr=values["warmup_lr"],
+            min_lr=values["min_lr"],
+            gamma=values["lr_gamma"],
             step_size=values["lr_step_epochs"] * steps_per_epoch,
         )  # fmt: skip
         for step in points

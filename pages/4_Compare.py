@@ -47,17 +47,23 @@ with guarded():
     st.caption("▲ better, ▼ worse than the baseline.")
     if comparison.protocol:
         p = comparison.protocol
-        st.caption(f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}, protocol {p['images_sha256'][:8]}.")
+        st.caption(
+            f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}, protocol {p['images_sha256'][:8]}."
+        )
     if comparison.measurement:
         m = comparison.measurement
-        st.caption(f"Cost: {m['device']}, {m['dtype']}, {m['image_size']} px, batch {m['batch_size']}, {m['threads']} threads, median of {m['repeats']} interleaved repeats.")
+        st.caption(
+            f"Cost: {m['device']}, {m['dtype']}, {m['image_size']} px, batch {m['batch_size']}, {m['threads']} threads, median of {m['repeats']} interleaved repeats."
+        )
     for note in comparison.notes:
         st.warning(note)
     buttons = st.columns(4)
     if buttons[0].button("Benchmark them together", help="One interleaved run over all models shown."):
         manager.benchmark_models(picked)
         st.toast("Queued.")
-    target = buttons[1].selectbox("Make current", picked, index=len(picked) - 1, format_func=lambda ref: rows[ref].name, label_visibility="collapsed")
+    target = buttons[1].selectbox(
+        "Make current", picked, index=len(picked) - 1, format_func=lambda ref: rows[ref].name, label_visibility="collapsed"
+    )
     if buttons[2].button("Make current", type="primary"):
         manager.promote(target)
         st.rerun()
@@ -68,7 +74,9 @@ with guarded():
     goods = [k for k in known if METRICS[k].source == "scores"]
     if goods:
         a, b = st.columns(2)
-        x_key = a.selectbox("Cost", costs, index=costs.index("decode_ms") if "decode_ms" in costs else 0, format_func=lambda k: METRICS[k].title)
+        x_key = a.selectbox(
+            "Cost", costs, index=costs.index("decode_ms") if "decode_ms" in costs else 0, format_func=lambda k: METRICS[k].title
+        )
         y_key = b.selectbox("Quality", goods, format_func=lambda k: METRICS[k].title)
         chart = go.Figure()
         for model in comparison.models:

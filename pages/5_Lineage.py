@@ -51,7 +51,9 @@ with guarded():
     validate_and_save(manager, row, key="lineage")
     go_on = st.columns(4)
     go_on[0].page_link("pages/2_Prune.py", label="Prune from here", icon=":material/content_cut:", query_params={"model": row.id})
-    go_on[1].page_link("pages/3_Retrain.py", label="Retrain from here", icon=":material/model_training:", query_params={"model": row.id})
+    go_on[1].page_link(
+        "pages/3_Retrain.py", label="Retrain from here", icon=":material/model_training:", query_params={"model": row.id}
+    )
     go_on[2].page_link("pages/4_Compare.py", label="Compare", icon=":material/compare:", query_params={"models": row.id})
     if go_on[3].button("Make current", disabled="current" in row.aliases):
         manager.promote(row.id)

@@ -64,12 +64,7 @@ class EdgeRow:
 def check_name(name: str) -> str:
     """A usable model name. Raises StoreError(bad_value)."""
     name = name.strip()
-    if (
-        not name
-        or len(name) > MAX_NAME_LENGTH
-        or any(ord(letter) < 32 for letter in name)
-        or _LIKE_AN_ID.fullmatch(name)
-    ):
+    if not name or len(name) > MAX_NAME_LENGTH or any(ord(letter) < 32 for letter in name) or _LIKE_AN_ID.fullmatch(name):
         raise StoreError(
             "That is no usable name for a model.",
             given=name,
@@ -122,8 +117,7 @@ def add_model_in(store: Store, session: Session, model: NewModel) -> str:
         # The same model made anew after its deletion: the tombstone comes back to life, with its edges and identity.
         execute(
             session,
-            "UPDATE model SET deleted=NULL, name=?, blob_digest=?, bytes=?, job_id=?, note=?, facts=?, created=?"
-            " WHERE id=?",
+            "UPDATE model SET deleted=NULL, name=?, blob_digest=?, bytes=?, job_id=?, note=?, facts=?, created=? WHERE id=?",
             (name, model.blob_digest, model.bytes, model.job, model.note, facts, now(), identity.id),
         )
         return identity.id
@@ -181,8 +175,7 @@ def free_name(session: Session, name: str, *, but_for: str = "") -> str:
         row[0]
         for row in execute(
             session,
-            "SELECT name FROM model WHERE deleted IS NULL AND id!=? AND name>=? AND name<? UNION SELECT name"
-            " FROM alias",
+            "SELECT name FROM model WHERE deleted IS NULL AND id!=? AND name>=? AND name<? UNION SELECT name FROM alias",
             (but_for, name, name + "\U0010ffff"),
         )
     }

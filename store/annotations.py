@@ -80,8 +80,6 @@ def rename_model(store: Store, ref: str, name: str) -> ModelRow:
     with store.write() as session:
         free = free_name(session, name, but_for=model_id)
         if free != name:
-            raise StoreError(
-                f"“{name}” is taken.", code="name_taken", given=name, legal=free, next=f"“{free}” would be free."
-            )
+            raise StoreError(f"“{name}” is taken.", code="name_taken", given=name, legal=free, next=f"“{free}” would be free.")
         execute(session, "UPDATE model SET name=? WHERE id=?", (name, model_id))
     return get_model(store, model_id)

@@ -121,9 +121,7 @@ class Store:
                 legal="a store opened for writing",
                 next="Open the store with write access, or choose another folder with OFFSHOOT_HOME or --store.",
             )
-        assert self._writer != threading.get_ident(), (
-            "a write transaction inside a write transaction would wait for itself"
-        )
+        assert self._writer != threading.get_ident(), "a write transaction inside a write transaction would wait for itself"
         with self._write_lock, self._translated():
             self._writer = threading.get_ident()
             try:
@@ -234,9 +232,7 @@ def _make_folder(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise StoreError(
-            f"{root} is a file, not a folder.", code="no_store", given=str(root), legal="a folder"
-        ) from error
+        raise StoreError(f"{root} is a file, not a folder.", code="no_store", given=str(root), legal="a folder") from error
     except OSError as error:
         raise disk_error(error, root) or error from error
     if not os.access(root, os.W_OK):

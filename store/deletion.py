@@ -81,9 +81,7 @@ def preview_delete(store: Store, ref: str) -> DeletePreview:
     )
 
 
-def delete_model(
-    store: Store, ref: str, *, descendants: bool = False, keep_descendants: bool = False
-) -> tuple[str, ...]:
+def delete_model(store: Store, ref: str, *, descendants: bool = False, keep_descendants: bool = False) -> tuple[str, ...]:
     """Delete a leaf, a model with all its descendants, or (`keep_descendants`) an inner model alone: the ids gone.
 
     Weights, pictures, figures, tags and aliases go; the row stays as a tombstone. Raises StoreError(has_descendants,

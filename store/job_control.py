@@ -122,9 +122,7 @@ def waits_for(session: Session, job_id: str) -> str | None:
         return None
     needs, name, state, message = found
     if state == "failed":
-        return (
-            f"Waits for “{name}” ({needs}), which failed: {message}" if message else f"Waits for “{name}”, which failed"
-        )
+        return f"Waits for “{name}” ({needs}), which failed: {message}" if message else f"Waits for “{name}”, which failed"
     if state == "cancelled":
         return f"Waits for “{name}” ({needs}), which was cancelled"
     return message if state == "blocked" and "which " in message else f"Waits for “{name}” ({needs})"

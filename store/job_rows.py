@@ -166,9 +166,7 @@ def read_control(store: Store, job: str | JobRow) -> str:
     """run, pause, cancel or checkpoint: what the job's child is asked to do now. Cheap enough for each step (25 us)."""
     found = store.rows("SELECT control FROM job WHERE id=?", (job_id_of(job),))
     if not found:
-        raise StoreError(
-            f"There is no job {job_id_of(job)}.", code="unknown_job", given=job_id_of(job), legal="a job's id"
-        )
+        raise StoreError(f"There is no job {job_id_of(job)}.", code="unknown_job", given=job_id_of(job), legal="a job's id")
     return str(found[0][0])
 
 

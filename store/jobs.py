@@ -107,9 +107,7 @@ def submit(
         parent_job = resolve_job(store, parent["job"])
     elif parent is not None:
         parent_model = resolve_model(store, parent)
-    needs = list(
-        dict.fromkeys([*([parent_job] if parent_job else []), *(resolve_job(store, ref) for ref in depends_on)])
-    )
+    needs = list(dict.fromkeys([*([parent_job] if parent_job else []), *(resolve_job(store, ref) for ref in depends_on)]))
     job_id = new_job_id()
     text = json.dumps(dict(spec), sort_keys=True, allow_nan=False)
     with store.write() as session:
@@ -170,9 +168,7 @@ def _reporting(session: Session, job: str | JobRow, attempt: int | None) -> JobR
             next="Stop this process.",
         )
     if row.state in ENDED:
-        raise StoreError(
-            f"Job {row.id} is {row.state} already.", code="bad_state", given=row.state, legal=[*ON_DEVICE, "paused"]
-        )
+        raise StoreError(f"Job {row.id} is {row.state} already.", code="bad_state", given=row.state, legal=[*ON_DEVICE, "paused"])
     return row
 
 
@@ -196,9 +192,7 @@ def heartbeat(store: Store, job: str | JobRow) -> None:
         execute(session, "UPDATE job SET heartbeat=? WHERE id=?", (time.time(), job_id_of(job)))
 
 
-def set_progress(
-    store: Store, job: str | JobRow, fraction: float, message: str = "", eta_s: float | None = None
-) -> None:
+def set_progress(store: Store, job: str | JobRow, fraction: float, message: str = "", eta_s: float | None = None) -> None:
     """How far the job is ([0, 1]), in words, and the seconds left; also a heartbeat. Each call commits."""
     with store.write() as session:
         execute(
@@ -286,8 +280,7 @@ def cancelled(store: Store, job: str | JobRow, *, attempt: int | None = None) ->
         row = _reporting(session, job, attempt)
         execute(
             session,
-            "UPDATE job SET state='cancelled', control='run', eta_s=NULL, pid=NULL, pid_started=NULL, ended=?"
-            " WHERE id=?",
+            "UPDATE job SET state='cancelled', control='run', eta_s=NULL, pid=NULL, pid_started=NULL, ended=? WHERE id=?",
             (now(), row.id),
         )
         say_blocked(session, row.id)

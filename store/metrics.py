@@ -66,9 +66,7 @@ class MetricWriter:
             self._connection.close()
             raise StoreError(f"There is no job {job_id}.", code="unknown_job", given=job_id, legal="the id of a job")
         if resume_from is not None:
-            self._connection.execute(
-                "DELETE FROM metric WHERE job=? AND step>? AND attempt<?", (job_id, resume_from, attempt)
-            )
+            self._connection.execute("DELETE FROM metric WHERE job=? AND step>? AND attempt<?", (job_id, resume_from, attempt))
         left = self._connection.execute(
             "SELECT k.names, l.packed FROM latest l JOIN metric_key_set k ON k.id=l.key_set WHERE l.job=?", (job_id,)
         ).fetchone()

@@ -214,9 +214,7 @@ def resolve_model(store: Store, ref: str, *, deleted: bool = False) -> str:
 
 def unknown_model(store: Store, ref: str) -> StoreError:
     """The error for a reference that fits nothing, with the nearest names."""
-    known = [
-        row[0] for row in store.rows("SELECT name FROM model WHERE deleted IS NULL ORDER BY created DESC LIMIT 500")
-    ]
+    known = [row[0] for row in store.rows("SELECT name FROM model WHERE deleted IS NULL ORDER BY created DESC LIMIT 500")]
     known += [row[0] for row in store.rows("SELECT name FROM alias")]
     near = difflib.get_close_matches(ref, known, n=3, cutoff=0.5)
     advice = f"Did you mean {' or '.join(near)}? " if near else ""
@@ -250,9 +248,7 @@ def get_models(store: Store, ids: Iterable[str]) -> dict[str, ModelRow]:
     return {model_id: by_id[model_id] for model_id in wanted if model_id in by_id}
 
 
-def list_models(
-    store: Store, *, limit: int | None = None, text: str | None = None, deleted: bool = False
-) -> list[ModelRow]:
+def list_models(store: Store, *, limit: int | None = None, text: str | None = None, deleted: bool = False) -> list[ModelRow]:
     """Models, newest first; `text` is looked for in names, ids, kinds, notes, tags and aliases, whatever the case."""
     where = "WHERE 1" if deleted else "WHERE m.deleted IS NULL"
     parameters: list[Any] = []

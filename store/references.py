@@ -30,9 +30,7 @@ def need_blob(
     """
     there = store.blobs.size(digest)
     if size is not None and size != there:
-        raise StoreError(
-            f"Blob {digest[:12]} has {there} bytes, not {size}.", code="broken_blob", given=size, legal=there
-        )
+        raise StoreError(f"Blob {digest[:12]} has {there} bytes, not {size}.", code="broken_blob", given=size, legal=there)
     execute(
         session,
         "INSERT OR IGNORE INTO blob (digest, bytes, kind, created) VALUES (?, ?, ?, ?)",
@@ -61,8 +59,7 @@ def sweep(store: Store, *, strays_older_than_s: float = GRACE_S) -> int:
             row[0]
             for row in execute(
                 session,
-                "SELECT digest FROM blob b WHERE NOT EXISTS (SELECT 1 FROM artifact_reference r WHERE"
-                " r.digest=b.digest)",
+                "SELECT digest FROM blob b WHERE NOT EXISTS (SELECT 1 FROM artifact_reference r WHERE r.digest=b.digest)",
             )
         ]
         for digest in unused:

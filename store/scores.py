@@ -179,9 +179,7 @@ def put_new_scores(
     target = entry.model_id or model_id
     if target is None:
         raise StoreError("These scores belong to no model.", given=None, legal="scores with a model_id")
-    number = put_scores(
-        session, target, entry.protocol, entry.split, entry.means, entry.per_image, entry.row_ids, job_id=job_id
-    )
+    number = put_scores(session, target, entry.protocol, entry.split, entry.means, entry.per_image, entry.row_ids, job_id=job_id)
     for kind, index, digest in pictures:
         _put_image_in(store, session, target, number, kind, index, digest)
     return number
@@ -193,22 +191,16 @@ def _image_kind(kind: str) -> str:
     return kind
 
 
-def _put_image_in(
-    store: Store, session: Session, model_id: str, protocol: str, kind: str, index: int, digest: str
-) -> None:
+def _put_image_in(store: Store, session: Session, model_id: str, protocol: str, kind: str, index: int, digest: str) -> None:
     key = (model_id, protocol, kind, index)
     role = f"{protocol}/{kind}/{index}"
     execute(session, "DELETE FROM image WHERE model=? AND protocol=? AND kind=? AND position=?", key)
     execute(session, "DELETE FROM artifact_reference WHERE owner_kind='image' AND owner=? AND role=?", (model_id, role))
     need_blob(store, session, digest, "image", "image", model_id, role)
-    execute(
-        session, "INSERT INTO image (model, protocol, kind, position, digest) VALUES (?, ?, ?, ?, ?)", (*key, digest)
-    )
+    execute(session, "INSERT INTO image (model, protocol, kind, position, digest) VALUES (?, ?, ?, ?, ?)", (*key, digest))
 
 
-def put_image(
-    store: Store, model_id: str, protocol_id: str, index: int, png_bytes: bytes, kind: str = "reconstruction"
-) -> str:
+def put_image(store: Store, model_id: str, protocol_id: str, index: int, png_bytes: bytes, kind: str = "reconstruction") -> str:
     """Store one picture of an evaluated model; returns its blob digest."""
     digest = store.blobs.put_bytes(png_bytes)
     with store.write() as session:
@@ -230,8 +222,7 @@ def images(store: Store, model_id: str, *, protocol_id: str | None = None, kind:
     return [
         ImageRow(model_id, protocol_id, *row)
         for row in store.rows(
-            "SELECT kind, position, digest FROM image WHERE model=? AND protocol=? AND kind LIKE ? ORDER BY"
-            " kind, position",
+            "SELECT kind, position, digest FROM image WHERE model=? AND protocol=? AND kind LIKE ? ORDER BY kind, position",
             (model_id, protocol_id, kind or "%"),
         )
     ]
@@ -281,9 +272,7 @@ def scores(store: Store, model_id: str, split: str = "test") -> dict[str, float 
     return dict(row.means) if row is not None else {}
 
 
-def image_scores(
-    store: Store, model_id: str, split: str = "test", *, protocol_id: str | None = None
-) -> ImageScoresRow | None:
+def image_scores(store: Store, model_id: str, split: str = "test", *, protocol_id: str | None = None) -> ImageScoresRow | None:
     """Per-image figures of a model's last evaluation on a split (under one protocol, if given), else None."""
     row = score_rows(store, [model_id], split, protocol_id=protocol_id).get(model_id)
     if row is None:
@@ -343,9 +332,7 @@ def measurements(store: Store, model_id: str, *, limit: int | None = None) -> li
     for number, device, dtype, settings, job_id, created in found:
         models = {
             model: json.loads(figures)
-            for model, figures in store.rows(
-                "SELECT model, figures FROM measurement_row WHERE measurement=?", (number,)
-            )
+            for model, figures in store.rows("SELECT model, figures FROM measurement_row WHERE measurement=?", (number,))
         }
         rows.append(MeasurementRow(number, device, dtype, json.loads(settings), models, job_id, created))
     return rows

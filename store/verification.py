@@ -43,16 +43,12 @@ def verify(store: Store, model: str | None = None, *, files: bool = True) -> lis
         elif not store.blobs.exists(blob):
             problems.append(Problem(model_id, "missing_blob", f"The weights are missing: {store.blobs.path(blob)}"))
         elif store.blobs.size(blob) != size:
-            problems.append(
-                Problem(model_id, "broken_blob", f"The weights are not {size} bytes: {store.blobs.path(blob)}")
-            )
+            problems.append(Problem(model_id, "broken_blob", f"The weights are not {size} bytes: {store.blobs.path(blob)}"))
         elif files:
             if blob not in checked:
                 checked[blob] = store.blobs.verify(blob)
             if not checked[blob]:
-                problems.append(
-                    Problem(model_id, "broken_blob", f"The weights were changed on disk: {store.blobs.path(blob)}")
-                )
+                problems.append(Problem(model_id, "broken_blob", f"The weights were changed on disk: {store.blobs.path(blob)}"))
     return problems
 
 
@@ -67,8 +63,7 @@ def _identity(store: Store, row: tuple) -> list[Problem]:  # type: ignore[type-a
         if said[name] != shown:
             found.append(Problem(model_id, "changed", f"The row's {name} is not the one that its id was hashed from."))
     lines = store.rows(
-        "SELECT e.role, e.parent, m.id FROM edge e LEFT JOIN model m ON m.id=e.parent WHERE e.child=? ORDER BY"
-        " e.role, e.parent",
+        "SELECT e.role, e.parent, m.id FROM edge e LEFT JOIN model m ON m.id=e.parent WHERE e.child=? ORDER BY e.role, e.parent",
         (model_id,),
     )
     if [list(line[:2]) for line in lines] != said["parents"]:

@@ -62,9 +62,7 @@ class JobCallbacks:
         self.context.metrics.log(step, metrics)
         total = self.settings.total_steps
         pace = (time.monotonic() - self.started) / max(1, step - self.first_step)
-        self.context.progress(
-            step / total, f"step {step} of {total}, loss {metrics['loss']:.4f}", pace * (total - step)
-        )
+        self.context.progress(step / total, f"step {step} of {total}, loss {metrics['loss']:.4f}", pace * (total - step))
 
     def on_eval(self, step: int, scores: ImageScores) -> None:
         self.figures = scores.means

@@ -29,9 +29,7 @@ def _bits(value: Tensor) -> Tensor:
 
 def _check_finite(name: str, value: Tensor) -> None:
     if not torch.isfinite(value).all():
-        raise CoreError(
-            f"{name} holds values that are not finite: the model is damaged.", code="not_finite", given=name
-        )
+        raise CoreError(f"{name} holds values that are not finite: the model is damaged.", code="not_finite", given=name)
 
 
 def smallest(values: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
@@ -103,9 +101,7 @@ def prune_weights(
             f"{empty[0]} would lose its last weight.", code="empty_layer", given=threshold or rate, next="Prune less."
         )
     if all(int(masks[name].sum()) == alive[name] for name in names):
-        raise CoreError(
-            "No weight would be pruned.", code="nothing_to_prune", given=threshold or rate, next="Prune more."
-        )
+        raise CoreError("No weight would be pruned.", code="nothing_to_prune", given=threshold or rate, next="Prune more.")
     return masks
 
 

@@ -75,9 +75,7 @@ def site_rates(config: DCAEConfig, spec: PruneSpec) -> dict[str, float]:
     stages = {f"{site.coder}.stages.{site.stage}" for site in sites(config).values()}
     unknown = sorted(set(spec.stage_rates) - stages)
     if unknown:
-        raise CoreError(
-            f"There is no stage {unknown[0]!r}.", code="unknown_stage", given=unknown[0], legal=sorted(stages)
-        )
+        raise CoreError(f"There is no stage {unknown[0]!r}.", code="unknown_stage", given=unknown[0], legal=sorted(stages))
     rates: dict[str, float] = {}
     for name, site in sites(config).items():
         if spec.part not in ("both", site.coder) or site.kind not in spec.kinds:
@@ -94,9 +92,7 @@ def _count(site: Site, units: int, rate: float, spec: PruneSpec) -> int:
     return kept_count(units, rate, round_to=1 if site.kind == "heads" else spec.round_to)
 
 
-def make_plan(
-    config: DCAEConfig, layout: Layout, scores: Mapping[str, np.ndarray], spec: PruneSpec, *, parent: str = ""
-) -> Plan:
+def make_plan(config: DCAEConfig, layout: Layout, scores: Mapping[str, np.ndarray], spec: PruneSpec, *, parent: str = "") -> Plan:
     """Keeps the units of highest score of each site; ties keep the lower index. `scores[site]` is `(units,)`."""
     known, keep = sites(config), {}
     for name, rate in site_rates(config, spec).items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def _unit_of(indices: np.ndarray, site: Site, config: DCAEConfig, units: int) ->
     return torch.from_numpy(np.arange(len(indices)) // run % units)
 
 
-def resblock_scores(block: torch.nn.Module) -> np.ndarray:
+def resblock_scores(block: Any) -> np.ndarray:
     """L2 norm of each middle channel of a ResBlock, by torch-pruning."""
     import copy
 

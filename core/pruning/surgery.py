@@ -52,9 +52,7 @@ def cut(
     return CutResult(new_state, new_masks, composed)
 
 
-def zero(
-    state: Mapping[str, Tensor], config: DCAEConfig, layout: Layout, keep: Mapping[str, Sequence[int]]
-) -> dict[str, Tensor]:
+def zero(state: Mapping[str, Tensor], config: DCAEConfig, layout: Layout, keep: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """The same shapes with every unit that `keep` does not name set to zero: computes what `cut` computes."""
     known = sites(config)
     layout.compose(config, keep)

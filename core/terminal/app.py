@@ -88,9 +88,7 @@ def import_model(source: str = "demo", name: str | None = None, spec: Path | Non
 def prune(model: str = "current", name: str | None = None, spec: Path | None = None, **options: Any) -> None:
     """Make a smaller or sparser model."""
     manager = state.manager()
-    _finish(
-        manager, manager.prune_model(manager.get_model(model).id, spec_values(SPECS["prune"], options, spec), name=name)
-    )
+    _finish(manager, manager.prune_model(manager.get_model(model).id, spec_values(SPECS["prune"], options, spec), name=name))
 
 
 def retrain(model: str = "current", name: str | None = None, spec: Path | None = None, **options: Any) -> None:
@@ -221,9 +219,7 @@ def demo(
 ) -> None:
     """The main job without a browser: import, prune, retrain, evaluate, benchmark, compare."""
     manager = state.manager()
-    comparison = demo_job.run(
-        manager, rate, quick=quick, follow=lambda job: output.follow(manager, job, quiet=state.json)
-    )
+    comparison = demo_job.run(manager, rate, quick=quick, follow=lambda job: output.follow(manager, job, quiet=state.json))
     output.emit(comparison.to_json()) if state.json else output.show_comparison(comparison)
 
 

@@ -38,11 +38,7 @@ def _option_type(annotation: Any) -> type:
 
 
 def _short(value: Any) -> str:
-    return (
-        str(value.model_dump(exclude_defaults=True) or "sample mspacman")
-        if hasattr(value, "model_dump")
-        else str(value)
-    )
+    return str(value.model_dump(exclude_defaults=True) or "sample mspacman") if hasattr(value, "model_dump") else str(value)
 
 
 def spec_values(spec: type[Spec], given: dict[str, Any], spec_file: Path | None) -> dict[str, Any]:

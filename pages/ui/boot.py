@@ -34,7 +34,11 @@ def _manager() -> ModelManager:
 
 def boot(title: str) -> ModelManager:
     """Sets the page up, draws the sidebar and returns the service."""
-    st.set_page_config(page_title=f"{title} · Offshoot", page_icon="🌱", layout="wide", initial_sidebar_state="expanded")
+    st.set_page_config(
+        page_title=f"{title} · Offshoot", page_icon=":material/eco:", layout="wide", initial_sidebar_state="expanded"
+    )
+    # Streamlit leaves six rem above the first line.
+    st.html("<style>.stMainBlockContainer{padding-top:2.5rem} [data-testid='stMetricValue']{font-size:1.6rem}</style>")
     with guarded():
         manager = _manager()
         _sidebar(manager)
@@ -96,7 +100,7 @@ def describe(row: ModelRow) -> str:
 def _sidebar(manager: ModelManager) -> None:
     with st.sidebar:
         row = manager.current()
-        st.markdown("### 🌱 Offshoot")
+        st.markdown("### :material/eco: Offshoot")
         if row is not None:
             st.caption("Current model")
             st.page_link("pages/1_Baseline.py", label=row.name, query_params={"model": row.id})

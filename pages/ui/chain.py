@@ -41,7 +41,9 @@ def finished(manager: ModelManager, ids: list[str]) -> str | None:
     return next((job.model_id for job in reversed(jobs) if job.model_id), None)
 
 
-def line_chart(curves: dict[str, tuple[list[int], list[float]]], x_name: str, *, log: bool = False, marks: dict[str, float] | None = None) -> dict:
+def line_chart(
+    curves: dict[str, tuple[list[int], list[float]]], x_name: str, *, log: bool = False, marks: dict[str, float] | None = None
+) -> dict:
     """ECharts options for curves of (x, y); `marks` are horizontal reference lines."""
     series = [
         {"type": "line", "name": name, "showSymbol": False, "animation": False, "data": [list(p) for p in zip(x, y, strict=True)]}
@@ -50,7 +52,10 @@ def line_chart(curves: dict[str, tuple[list[int], list[float]]], x_name: str, *,
     if series and marks:
         series[0]["markLine"] = {
             "symbol": "none",
-            "data": [{"yAxis": value, "name": name, "label": {"formatter": name, "position": "insideEndTop"}} for name, value in marks.items()],
+            "data": [
+                {"yAxis": value, "name": name, "label": {"formatter": name, "position": "insideEndTop"}}
+                for name, value in marks.items()
+            ],
         }
     return {
         "legend": {"top": 0},

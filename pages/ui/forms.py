@@ -101,7 +101,17 @@ def data_form(value: dict[str, Any], key: str) -> dict[str, Any]:
     location = st.text_input("id" if kind == "hub" else "path", start, key=f"{key}-{kind}-location") or "-"
     column = st.text_input("image column", value["column"], key=f"{key}-column")
     other = st.text_input(
-        "validation set", "Tahahah/PacmanDataset_2" if kind == "hub" else "", key=f"{key}-{kind}-other", help="Empty: a part of the first."
+        "validation set",
+        "Tahahah/PacmanDataset_2" if kind == "hub" else "",
+        key=f"{key}-{kind}-other",
+        help="Empty: a part of the first.",
     )
     skip = st.checkbox("skip broken images", value["skip_broken"], key=f"{key}-skip", help="They are counted and named.")
-    return {**value, "kind": kind, "location": location, "column": column, "validation_location": other or None, "skip_broken": skip}
+    return {
+        **value,
+        "kind": kind,
+        "location": location,
+        "column": column,
+        "validation_location": other or None,
+        "skip_broken": skip,
+    }

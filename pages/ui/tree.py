@@ -48,8 +48,13 @@ def tree_chart(models: Sequence[ModelRow], *, chosen: str | None, size_key: str 
     ]
     series: list[dict[str, Any]] = [
         {
-            "type": "lines", "coordinateSystem": "cartesian2d", "data": lines, "silent": True, "z": 1,
-            "lineStyle": {"color": "#8aa394", "width": 1.5, "opacity": 0.8}, "animation": False,
+            "type": "lines",
+            "coordinateSystem": "cartesian2d",
+            "data": lines,
+            "silent": True,
+            "z": 1,
+            "lineStyle": {"color": "#8aa394", "width": 1.5, "opacity": 0.8},
+            "animation": False,
         }  # fmt: skip
     ]
     few = len(models) <= 40
@@ -68,8 +73,14 @@ def tree_chart(models: Sequence[ModelRow], *, chosen: str | None, size_key: str 
         ]
         series.append(
             {
-                "type": "scatter", "name": kind, "data": data, "color": colour, "z": 2, "animation": False,
-                "label": {"position": "bottom", "fontSize": 10, "distance": 6},
+                "type": "scatter",
+                "name": kind,
+                "selectedMode": "single",
+                "data": data,
+                "color": colour,
+                "z": 2,
+                "animation": False,
+                "label": {"position": "bottom", "fontSize": 10, "lineHeight": 13, "distance": 6},
             }  # fmt: skip
         )
     depth = max((d for _, d in place.values()), default=0)
@@ -85,16 +96,12 @@ def tree_chart(models: Sequence[ModelRow], *, chosen: str | None, size_key: str 
 
 
 def clicked_model(event: Any, models: Sequence[ModelRow]) -> str | None:
-    """The model of a chart's selection event: `points` of (series, index), as ECharts counts them."""
+    """The model of a chart's selection event, or None."""
     kinds = list(COLOURS)
-    try:
-        found = event["selection"]["points"] if "points" in event["selection"] else event["selection"].get("objects", [])
-    except (TypeError, KeyError):
-        return None
-    for point in found:
-        series, index = point.get("seriesIndex", point.get("series_index")), point.get("dataIndex", point.get("point_index"))
-        if series and index is not None:
-            own = [m.id for m in models if m.kind == kinds[series - 1]]
+    for group in event["selection"]["selected"]:
+        # Series 0 holds the lines; then one series for each kind.
+        own = [m.id for m in models if m.kind == kinds[group["series_index"] - 1]]
+        for index in group["data_indices"]:
             if index < len(own):
                 return own[index]
     return None

@@ -65,9 +65,7 @@ def build_schema(root: Path, revision: str) -> Path:
 
 def fill_first_schema(path: Path) -> str:
     """A baseline as revision 0001 stored it; returns its id. Frozen: never follow newer schemas here."""
-    canonical = (
-        b'{"dataset":null,"family":"dcae","kind":"baseline","parents":[],"spec":{},"spec_version":1,"weights":"w"}'
-    )
+    canonical = b'{"dataset":null,"family":"dcae","kind":"baseline","parents":[],"spec":{},"spec_version":1,"weights":"w"}'
     digest = hashlib.sha256(canonical).hexdigest()
     model_id = f"m_{digest[:16]}"
     content = hashlib.sha256(b"old").hexdigest()

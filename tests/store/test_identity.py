@@ -13,11 +13,7 @@ from store import StoreError, canonical_bytes, model_identity
 from store.identity import identity_of, new_job_id
 
 json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**53), 2**53)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -46,9 +42,7 @@ def test_different_specs_are_different_models(one: dict[str, Any], other: dict[s
 
 
 @given(mappings, st.lists(st.sampled_from(["m_1", "m_2", "m_3"]), unique=True))
-def test_identity_is_derived_from_its_bytes_and_ignores_the_order_of_parents(
-    spec: dict[str, Any], parents: list[str]
-) -> None:
+def test_identity_is_derived_from_its_bytes_and_ignores_the_order_of_parents(spec: dict[str, Any], parents: list[str]) -> None:
     pairs = [("parent", parent) for parent in parents]
     made = model_identity("pruned", "dcae", spec, pairs, "w", {"source": "x"})
     assert model_identity("pruned", "dcae", reordered(spec), pairs[::-1], "w", {"source": "x"}) == made
@@ -66,9 +60,7 @@ def test_identity_is_golden() -> None:
     assert made.id == "m_5c6780ad06d7e164"
 
 
-@pytest.mark.parametrize(
-    "change", [{"kind": "x"}, {"family": "x"}, {"weights_digest": "x"}, {"dataset_identity": {"a": 1}}]
-)
+@pytest.mark.parametrize("change", [{"kind": "x"}, {"family": "x"}, {"weights_digest": "x"}, {"dataset_identity": {"a": 1}}])
 def test_each_part_counts(change: dict[str, Any]) -> None:
     parts: dict[str, Any] = {
         "kind": "pruned",

@@ -53,9 +53,7 @@ def test_a_job_from_submit_to_done(store: Store) -> None:
         claimed,
         model=new_model(store, "half", (base.id,)),
         scores=[entry],
-        measurements=[
-            {"device": "cpu", "dtype": "float32", "models": [{"model_id": base.id, "decode_median_ms": 2.0}]}
-        ],
+        measurements=[{"device": "cpu", "dtype": "float32", "models": [{"model_id": base.id, "decode_median_ms": 2.0}]}],
         result={"achieved": 0.49, "plan_digest": plan},
     )
     assert (done.state, done.fraction, done.pid, done.result["achieved"]) == ("done", 1.0, None, 0.49)

@@ -137,9 +137,7 @@ def test_weights_must_be_there_before_the_model(store: Store) -> None:
 def test_the_tree_is_walked_in_both_directions(store: Store) -> None:
     base = model(store, "base")
     left, right = model(store, "left", base), model(store, "right", base)
-    merged = add_model(
-        store, new_model(store, "merged", pairs=(("parent", left.id), ("teacher", right.id)), kind="retrained")
-    )
+    merged = add_model(store, new_model(store, "merged", pairs=(("parent", left.id), ("teacher", right.id)), kind="retrained"))
     leaf = model(store, "leaf", merged)
     assert [row.name for row in parents(store, merged.id)] == ["left", "right"]
     assert [row.name for row in children(store, base.id)] == ["left", "right"]

@@ -143,9 +143,7 @@ def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
         assert "Update" in str(caught.value.next)
 
 
-@pytest.mark.parametrize(
-    "content", [b"no database at all, but long enough to look", b"SQLite format 3\x00" + b"x" * 4096]
-)
+@pytest.mark.parametrize("content", [b"no database at all, but long enough to look", b"SQLite format 3\x00" + b"x" * 4096])
 def test_a_file_that_is_no_database(tmp_path: Path, content: bytes) -> None:
     (tmp_path / DATABASE_NAME).write_bytes(content)
     with pytest.raises(StoreError) as caught:
