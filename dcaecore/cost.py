@@ -1,14 +1,16 @@
 """What a model costs, by arithmetic on its config and layout; free of torch, so a page predicts while a slider moves.
 
-MACs are those of the convolutions (as in the published tables; norms, activations and attention's own products are not counted).
-A test holds parameters and MACs equal to the built model's.
+MACs are those of the convolutions (as in the published tables; norms, activations and attention's own products are not
+counted). Tests hold parameters, buffers and MACs equal to the built model's, and the values kept for the backward pass
+within a few per cent of what autograd saves.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dcaecore.config import CoderConfig, DCAEConfig
+from dcaecore.config import ENCODER_RESAMPLES, CoderConfig, DCAEConfig
+from dcaecore.errors import ConfigError
 from dcaecore.layout import Layout, sites
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
@@ -27,6 +29,8 @@ class ModuleCost:
     """What is left of its sites, such as `mid 16/32`."""
     side: int
     """Height and width of its output for a square image."""
+    saved: int = 0
+    """Values that autograd keeps of one image for the backward pass, the layer's input included."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,13 @@ class Cost:
     """Figures of one model at one image size."""
 
     parameters: int
+    buffers: int
+    """Values besides the parameters in the state dict: the BatchNorm statistics."""
     encode_macs: int
     decode_macs: int
     weight_bytes: int
     training_bytes: int
-    """An estimate: weights, gradients and two AdamW moments in float32, and the activations of a batch."""
+    """An estimate: weights, gradients and two AdamW moments, and what autograd keeps of a batch, all in float32."""
     modules: tuple[ModuleCost, ...]
 
     @property
@@ -55,28 +61,37 @@ def _total(*parts: tuple[int, int]) -> tuple[int, int]:
     return sum(p for p, _ in parts), sum(m for _, m in parts)
 
 
-def _resample(coder: CoderConfig, cin: int, cout: int, side_in: int) -> tuple[int, int, int]:
-    """(parameters, MACs, side of the output) of a Downsample or Upsample."""
-    if coder.resample == "unshuffle":
-        return *_conv(cin, cout // 4, 3, side_in**2, bias=True), side_in // 2
-    if coder.resample == "conv":
-        return *_conv(cin, cout, 3, (side_in // 2) ** 2, bias=True), side_in // 2
-    if coder.resample == "shuffle":
-        return *_conv(cin, cout * 4, 3, side_in**2, bias=True), side_in * 2
-    return *_conv(cin, cout, 3, (2 * side_in) ** 2, bias=True), side_in * 2
+def _resample(name: str, coder: CoderConfig, cin: int, cout: int, side_in: int) -> ModuleCost:
+    """The row of a Downsample or Upsample. The convolution keeps its input: for `interpolate`, the enlarged one."""
+    kind, side = ("Downsample", side_in // 2) if coder.resample in ENCODER_RESAMPLES else ("Upsample", side_in * 2)
+    width, side_conv, saved = {
+        "unshuffle": (cout // 4, side_in, cin * side_in**2),
+        "conv": (cout, side, cin * side_in**2),
+        "shuffle": (cout * 4, side_in, cin * side_in**2),
+        "interpolate": (cout, side, cin * side**2),
+    }[coder.resample]
+    return ModuleCost(name, kind, *_conv(cin, width, 3, side_conv**2, bias=True), "", side, saved)
+
+
+def _plain_conv(name: str, cin: int, cout: int, side: int) -> ModuleCost:
+    return ModuleCost(name, "conv", *_conv(cin, cout, 3, side**2, bias=True), "", side, cin * side**2)
 
 
 def _stage(config: DCAEConfig, layout: Layout, name: str, stage: int, side: int) -> list[ModuleCost]:
     coder, known, rows = config.coder(name), sites(config), []
     width, area = coder.widths[stage], side * side
+    norm = (2 * width, 0)
+    # BatchNorm keeps its input; the RMS norm its input and the scaled one.
+    norm_saved = width if coder.norms[stage] == "bn2d" else 2 * width
     for block in range(coder.depths[stage]):
         prefix = f"{name}.stages.{stage}.blocks.{block}"
-        norm = (2 * width, 0)
         if coder.blocks[stage] == "resblock":
             site = known[f"{prefix}.mid"]
             mid = layout.width(site)
             cost = _total(_conv(width, mid, 3, area, bias=True), _conv(mid, width, 3, area), norm)
-            rows.append(ModuleCost(prefix, "ResBlock", *cost, f"mid {mid}/{site.total}", side))
+            # The input; conv1's output and its SiLU, or one map for both where it is ReLU; what the norm keeps.
+            saved = (width + mid * (1 if coder.acts[stage] == "relu" else 2) + norm_saved) * area
+            rows.append(ModuleCost(prefix, "ResBlock", *cost, f"mid {mid}/{site.total}", side, saved))
             continue
         site = known[f"{prefix}.heads"]
         heads = layout.width(site)
@@ -85,7 +100,10 @@ def _stage(config: DCAEConfig, layout: Layout, name: str, stage: int, side: int)
         for kernel in scales:
             parts.append(_conv(3 * inner, 3 * inner, kernel, area, groups=3 * inner))
             parts.append(_conv(3 * inner, 3 * inner, 1, area, groups=3 * heads))
-        rows.append(ModuleCost(f"{prefix}.attn", "LiteMLA", *_total(*parts), f"heads {heads}/{site.total}", side))
+        # The input; each scale's two inputs; of the attention q, k, v, the undivided and the divided output; proj's input is
+        # the last of these.
+        saved = (width + norm_saved + 6 * inner * len(scales) + 5 * inner * (1 + len(scales))) * area
+        rows.append(ModuleCost(f"{prefix}.attn", "LiteMLA", *_total(*parts), f"heads {heads}/{site.total}", side, saved))
         site = known[f"{prefix}.hidden"]
         hidden = layout.width(site)
         cost = _total(
@@ -94,45 +112,54 @@ def _stage(config: DCAEConfig, layout: Layout, name: str, stage: int, side: int)
             _conv(hidden, width, 1, area),
             norm,
         )
-        rows.append(ModuleCost(f"{prefix}.glu", "GLUMBConv", *cost, f"hidden {hidden}/{site.total}", side))
+        # The input; three maps of 2 h (inverted, its SiLU, depthwise) and two of h (the gate's SiLU, the product).
+        saved = (width + norm_saved + 8 * hidden) * area
+        rows.append(ModuleCost(f"{prefix}.glu", "GLUMBConv", *cost, f"hidden {hidden}/{site.total}", side, saved))
     return rows
 
 
 def module_costs(config: DCAEConfig, layout: Layout, image_size: int) -> list[ModuleCost]:
     """The per-layer table of a square image, in the order in which data flows."""
-    rows: list[ModuleCost] = []
     coder, side = config.encoder, image_size
     first = 0 if coder.depths[0] else 1
     if first == 0:
-        cost = _conv(config.in_channels, coder.widths[0], 3, side**2, bias=True)
+        rows = [_plain_conv("encoder.conv_in", config.in_channels, coder.widths[0], side)]
     else:
-        *cost_list, side = _resample(coder, config.in_channels, coder.widths[1], side)
-        cost = (cost_list[0], cost_list[1])
-    rows.append(ModuleCost("encoder.conv_in", "conv", *cost, "", side))
+        rows = [_resample("encoder.conv_in", coder, config.in_channels, coder.widths[1], side)]
     for stage in range(first, coder.num_stages):
-        rows += _stage(config, layout, "encoder", stage, side)
+        rows += _stage(config, layout, "encoder", stage, rows[-1].side)
         if stage < coder.num_stages - 1:
-            parameters, macs, side = _resample(coder, coder.widths[stage], coder.widths[stage + 1], side)
-            rows.append(ModuleCost(f"encoder.stages.{stage}.down", "Downsample", parameters, macs, "", side))
-    cost = _conv(coder.widths[-1], config.latent_channels, 3, side**2, bias=True)
-    rows.append(ModuleCost("encoder.conv_out", "conv", *cost, "", side))
+            widths = coder.widths[stage], coder.widths[stage + 1]
+            rows.append(_resample(f"encoder.stages.{stage}.down", coder, *widths, rows[-1].side))
+    rows.append(_plain_conv("encoder.conv_out", coder.widths[-1], config.latent_channels, rows[-1].side))
     coder = config.decoder
     first = 0 if coder.depths[0] else 1
-    cost = _conv(config.latent_channels, coder.widths[-1], 3, side**2, bias=True)
-    rows.append(ModuleCost("decoder.conv_in", "conv", *cost, "", side))
+    rows.append(_plain_conv("decoder.conv_in", config.latent_channels, coder.widths[-1], rows[-1].side))
     for stage in reversed(range(first, coder.num_stages)):
         if stage < coder.num_stages - 1:
-            parameters, macs, side = _resample(coder, coder.widths[stage + 1], coder.widths[stage], side)
-            rows.append(ModuleCost(f"decoder.stages.{stage}.up", "Upsample", parameters, macs, "", side))
-        rows += _stage(config, layout, "decoder", stage, side)
-    rows.append(ModuleCost("decoder.norm_out", "norm", 2 * coder.widths[first], 0, "", side))
+            widths = coder.widths[stage + 1], coder.widths[stage]
+            rows.append(_resample(f"decoder.stages.{stage}.up", coder, *widths, rows[-1].side))
+        rows += _stage(config, layout, "decoder", stage, rows[-1].side)
+    side, width = rows[-1].side, coder.widths[first]
+    # As in a block, and SiLU's input besides the last convolution's.
+    maps = (1 if coder.out_norm == "bn2d" else 2) + (1 if coder.out_act == "silu" else 0)
+    rows.append(ModuleCost("decoder.norm_out", "norm", 2 * width, 0, "", side, maps * width * side**2))
     if first == 0:
-        cost = _conv(coder.widths[0], config.in_channels, 3, side**2, bias=True)
+        rows.append(_plain_conv("decoder.conv_out", width, config.in_channels, side))
     else:
-        *cost_list, side = _resample(coder, coder.widths[1], config.in_channels, side)
-        cost = (cost_list[0], cost_list[1])
-    rows.append(ModuleCost("decoder.conv_out", "conv", *cost, "", side))
+        rows.append(_resample("decoder.conv_out", coder, width, config.in_channels, side))
     return rows
+
+
+def _buffers(config: DCAEConfig) -> int:
+    """BatchNorm's running mean, running variance and counter, of every norm that is one."""
+    values = 0
+    for coder in (config.encoder, config.decoder):
+        for stage, depth in enumerate(coder.depths):
+            norms = 1 if coder.blocks[stage] == "resblock" else 2
+            values += depth * norms * (2 * coder.widths[stage] + 1) if coder.norms[stage] == "bn2d" else 0
+    coder = config.decoder
+    return values + (2 * coder.widths[0 if coder.depths[0] else 1] + 1 if coder.out_norm == "bn2d" else 0)
 
 
 def estimate(
@@ -143,24 +170,26 @@ def estimate(
     dtype: str = "float32",
     batch_size: int = 1,
 ) -> Cost:
-    """Figures of a config and layout for square images; raises ConfigError for a size that does not divide."""
+    """Figures of a config and layout for square images of `image_size` px.
+
+    `dtype` is that of the stored weights. Raises ConfigError for a size that does not divide, an unknown dtype, or a
+    layout that does not fit.
+    """
     config.check_image_size(image_size, image_size)
+    if dtype not in DTYPE_BYTES:
+        raise ConfigError(f"dtype {dtype!r} is not one of ours.", given=dtype, legal=sorted(DTYPE_BYTES))
+    if batch_size < 1:
+        raise ConfigError("batch_size is at least 1.", given=batch_size, legal="from 1")
     layout = layout or Layout()
+    layout.validate(config)
     rows = module_costs(config, layout, image_size)
-    parameters = sum(row.parameters for row in rows)
-    activations = 0
-    for row in rows:
-        coder = config.coder(row.name.split(".")[0])
-        width = (
-            coder.widths[min(int(row.name.split(".")[2]), coder.num_stages - 1)] if ".stages." in row.name else coder.widths[0]
-        )
-        # What autograd keeps of a block is about ten maps of its width (measured 8 to 12 on the demo shape).
-        activations += 10 * width * row.side**2 * 4
+    parameters, buffers = sum(row.parameters for row in rows), _buffers(config)
     return Cost(
         parameters=parameters,
+        buffers=buffers,
         encode_macs=sum(row.macs for row in rows if row.name.startswith("encoder")),
         decode_macs=sum(row.macs for row in rows if row.name.startswith("decoder")),
-        weight_bytes=parameters * DTYPE_BYTES[dtype],
-        training_bytes=parameters * 16 + activations * batch_size,
+        weight_bytes=(parameters + buffers) * DTYPE_BYTES[dtype],
+        training_bytes=4 * (4 * parameters + buffers + batch_size * sum(row.saved for row in rows)),
         modules=tuple(rows),
     )
