@@ -1,4 +1,4 @@
-"""The training loss: a pixel loss over content, weighted towards what moves, and optionally a perceptual term."""
+"""The training loss: a pixel loss, weighted towards what moves, and optionally a perceptual term."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def lpips_status() -> tuple[bool, str]:
 
 
 class ReconstructionLoss(nn.Module):
-    """`reconstruction + perceptual_weight * LPIPS`, over content pixels.
+    """`reconstruction + perceptual_weight * LPIPS`, padding included.
 
     Each pixel's weight is `foreground_weight` in the foreground and 1 elsewhere; the loss is the weighted mean, so its scale does
     not depend on the weight. Images are in [-1, 1]: an L1 of 0.01 is 1.3 of 255.
@@ -49,7 +49,8 @@ class ReconstructionLoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total and its parts, as scalars that carry gradients."""
         difference = output_BCHW.float() - target_BCHW
-        weight = content_B1HW.to(difference.dtype)
+        # Padding counts like background (figures leave it out): a model that may put anything there shows it, and a world model sees it.
+        weight = torch.ones_like(content_B1HW, dtype=difference.dtype)
         if self.foreground_weight != 1.0:
             weight = weight * (1.0 + (self.foreground_weight - 1.0) * foreground_B1HW.to(difference.dtype))
         total_weight = weight.sum() * difference.shape[1]

@@ -53,7 +53,8 @@ with guarded():
     if comparison.measurement:
         m = comparison.measurement
         st.caption(
-            f"Cost: {m['device']}, {m['dtype']}, {m['image_size']} px, batch {m['batch_size']}, {m['threads']} threads, median of {m['repeats']} interleaved repeats."
+            f"Cost: {m['device']}, {m['dtype']}, {m['image_size']} px, batch {m['batch_size']}, "
+            f"{m['threads']} threads, median of {m['repeats']} interleaved repeats."
         )
     for note in comparison.notes:
         st.warning(note)

@@ -11,6 +11,8 @@ from core.settings import Settings
 from store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
+_STARTED: list[subprocess.Popen[bytes]] = []
+"""Workers that this process started: kept, so that one that has ended is reaped and no zombie stays."""
 _COMMAND = "from core.jobs.worker import main; main()"
 
 
@@ -25,7 +27,8 @@ def ensure_worker(store: Store, settings: Settings, device: str) -> bool:
     absolute = settings.model_copy(update={"home": store.root.resolve(), "data_dir": settings.data_folder.resolve()})
     log = store.root / f"worker-{device.replace(':', '-')}.log"
     with log.open("ab") as output:
-        subprocess.Popen(
+        _STARTED[:] = [process for process in _STARTED if process.poll() is None]
+        started = subprocess.Popen(
             [sys.executable, "-c", _COMMAND, absolute.model_dump_json(), device],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
@@ -34,4 +37,5 @@ def ensure_worker(store: Store, settings: Settings, device: str) -> bool:
             start_new_session=True,
             close_fds=True,
         )
+        _STARTED.append(started)
     return True

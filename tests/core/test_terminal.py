@@ -1,0 +1,80 @@
+"""The verbs on a terminal: one JSON object, exit codes, every verb there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from core.terminal import app as terminal
+
+ROOT = Path(__file__).resolve().parents[2]
+VERBS = ["import", "prune", "retrain", "evaluate", "benchmark", "compare", "lineage", "jobs", "verify", "demo", "worker"]
+
+
+@pytest.fixture
+def call(settings, monkeypatch, capsys):
+    monkeypatch.setenv("OFFSHOOT_DATA_DIR", str(settings.data_folder))
+    monkeypatch.setenv("OFFSHOOT_NUM_THREADS", "1")
+    monkeypatch.setenv("OFFSHOOT_WORKER_IDLE_S", "60")
+
+    def run(*arguments):
+        code = 0
+        try:
+            terminal.main(["--store", str(settings.home), "--device", "cpu", "--json", *arguments])
+        except SystemExit as end:
+            code = end.code
+        return code, json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+    return run
+
+
+def test_the_quick_demo_and_every_verb(call, tmp_path):
+    code, found = call("demo", "--quick")
+    assert code == 0 and found["ok"] and len(found["data"]["models"]) == 2
+    names = [row["name"] for row in call("lineage")[1]["data"]]
+    assert names[0] == "dcae_tiny" and len(names) == 3
+    spec = tmp_path / "spec.toml"
+    spec.write_text("rate = 0.2\nmethod = 'l1_unstructured'\n")
+    code, made = call("prune", "dcae_tiny", "--spec", str(spec), "--rate", "0.3", "--name", "sparse")
+    assert code == 0 and made["data"]["model"]["spec"]["rate"] == 0.3 and made["data"]["model"]["name"] == "sparse"
+    code, made = call("prune", "dcae_tiny", "--method", "global_magnitude", "--threshold", "0.01")
+    assert code == 0 and made["data"]["model"]["spec"]["rate"] is None
+    code, made = call("retrain", "sparse", "--n-epochs", "1", "--steps-per-epoch", "2", "--image-size", "32", "--val-steps", "4")
+    assert code == 0 and made["data"]["model"]["kind"] == "retrained"
+    assert call("evaluate", "sparse", "--image-size", "32", "--num-images", "4")[0] == 0
+    assert call("benchmark", "sparse", "dcae_tiny", "--image-size", "32", "--repeats", "3")[0] == 0
+    code, table = call("compare", "sparse", "dcae_tiny")
+    assert table["data"]["models"][0]["figures"]["decode_ms"]["value"] > 0
+    rows = call("jobs")[1]["data"]
+    assert {row["operation"] for row in rows} == {"import", "prune", "retrain", "evaluate", "benchmark"}
+    assert call("jobs", rows[0]["id"])[1]["data"]["log"]
+    assert call("verify") == (0, {"v": 1, "ok": True, "data": []})
+
+
+def test_mistakes_exit_with_two_and_say_what_is_legal(call):
+    code, answer = call("prune", "nothing")
+    assert code == 2 and answer["ok"] is False and answer["error"]["next"]
+    assert call("import", "no-such-file.pth")[0] == 2
+    code, answer = call("retrain", "nothing", "--batch-size", "many")
+    assert code == 2 and "batch-size" in answer["error"]["message"]
+
+
+def test_every_verb_is_there_with_help():
+    listed = CliRunner().invoke(terminal.app, ["--help"]).output
+    for verb in VERBS:
+        assert verb in listed
+        assert CliRunner().invoke(terminal.app, [verb, "--help"]).exit_code == 0
+    from core.specs import RetrainSpec
+
+    options = CliRunner().invoke(terminal.app, ["retrain", "--help"], env={"COLUMNS": "200"}).output
+    assert all(f"--{name.replace('_', '-')}" in options for name in RetrainSpec.model_fields)
+
+
+def test_the_module_runs():
+    done = subprocess.run([sys.executable, "-m", "core", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "lineage" in done.stdout
