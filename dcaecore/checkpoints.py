@@ -136,7 +136,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """The inverse of `optimizer_tensors`.
+
+    Moments come back in their parameter's own memory order: fused kernels walk both as flat memory.
+    """
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, moment = key.rpartition(":")
@@ -145,6 +148,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], t
         for parameter in group["params"]:
             moments = by_name.get(names[id(parameter)])
             if moments is not None:
-                optimizer.state[parameter] = {
-                    key: value.clone() if key == "step" else value.to(parameter.device).clone() for key, value in moments.items()
-                }
+                optimizer.state[parameter] = {key: _like(value, parameter) for key, value in moments.items()}
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    if value.shape != parameter.shape:
+        return value.to(parameter.device, copy=True)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -3,9 +3,10 @@
 Notable choices:
 - A step's batch is a function of (seed, step), and a checkpoint holds model, EMA, best weights and optimizer, so a resumed run
   reaches the same bits as one that was never stopped (same device, same thread count).
-- Pruned weights stay pruned: masks multiply the weights in place after each optimizer step, and the optimizer's moments are
-  masked too. A gradient hook alone refilled 1,917,485 of 1,917,536 zeros: weight decay and momentum move weights without gradient.
-- The optimizer is built here, after any pruning, from the parameters that the model has now.
+- Pruned weights stay pruned (see `optim`). The optimizer is built here, after any pruning, from the parameters of now.
+- One synchronisation a step: loss and gradient norm come back in one copy. On CUDA that copy is read a step late, so the device
+  never waits for Python; it is always read before a validation and before a checkpoint.
+- A loss or gradient that is not finite stops the training before it can reach a checkpoint.
 - Callbacks steer: `poll` is asked before each step, so pause, cancel and checkpoint are answered within one step.
 """
 
@@ -21,7 +22,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from dcaecore.batches import BatchStream
+from dcaecore.batches import Batch, BatchStream
 from dcaecore.checkpoints import (
     TrainState,
     clean_checkpoints,
@@ -30,11 +31,12 @@ from dcaecore.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
-from dcaecore.errors import ConfigError, TrainingError
+from dcaecore.errors import CheckpointError, ConfigError, TrainingError
 from dcaecore.losses import ReconstructionLoss
 from dcaecore.metrics import ImageScores, evaluate_images
+from dcaecore.optim import MovingAverage, WeightMasks, make_optimizer
 from dcaecore.pinned import PinnedImages
-from dcaecore.schedules import learning_rate
+from dcaecore.train_settings import TrainSettings
 
 CHECKPOINT_SECONDS = 60.0
 HIGHER_IS_BETTER = {
@@ -45,59 +47,6 @@ HIGHER_IS_BETTER = {
     "loss": False,
     "l1": False,
 }
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """What a training does; the fields mean what their namesakes of the retrain form mean."""
-
-    n_epochs: int = 1
-    steps_per_epoch: int = 100
-    optimizer_name: str = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
-    momentum: float = 0.9
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    decay_norms_and_biases: bool = False
-    grad_clip: float = 1.0
-    ema_decay: float = 0.0
-    init_lr: float = 1e-4
-    lr_schedule_name: str = "cosine"
-    warmup_epochs: int = 5
-    warmup_lr: float = 1e-6
-    min_lr: float = 0.0
-    lr_gamma: float = 0.1
-    lr_step_epochs: int = 1
-    reconstruction_loss: str = "l1"
-    foreground_weight: float = 1.0
-    perceptual_weight: float = 0.0
-    frozen_part: str = "none"
-    batchnorm: str = "frozen"
-    dtype: str = "float32"
-    seed: int = 0
-    eval_interval: int = 1
-    best_metric: str = "psnr_db"
-    keep: str = "best"
-    save_interval: int = 5
-    log_interval: int = 100
-
-    @property
-    def total_steps(self) -> int:
-        return self.n_epochs * self.steps_per_epoch
-
-    def rate(self, step: int) -> float:
-        """The learning rate of step `step` (from 0)."""
-        return learning_rate(
-            step,
-            name=self.lr_schedule_name,
-            init_lr=self.init_lr,
-            total_steps=self.total_steps,
-            warmup_steps=self.warmup_epochs * self.steps_per_epoch,
-            warmup_lr=self.warmup_lr,
-            min_lr=self.min_lr,
-            gamma=self.lr_gamma,
-            step_size=self.lr_step_epochs * self.steps_per_epoch,
-        )
 
 
 class TrainCallbacks(Protocol):
@@ -152,24 +101,34 @@ class TrainResult:
     skipped_rows: tuple[str, ...]
 
 
-def parameter_groups(model: nn.Module, *, weight_decay: float, decay_norms_and_biases: bool) -> list[dict[str, object]]:
-    """Trainable parameters with and without weight decay: vectors (norms, biases) are spared unless asked for."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1 or decay_norms_and_biases]
-    spared = [p for p in trained if p.ndim <= 1 and not decay_norms_and_biases]
-    groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": weight_decay}]
-    return [*groups, {"params": spared, "weight_decay": 0.0}] if spared else groups
+@dataclass
+class _Report:
+    """A step whose figures may still be on their way from the device."""
 
+    step: int
+    """Counted from 1."""
+    rate: float
+    row_ids: tuple[str, ...]
+    names: tuple[str, ...]
+    values: Tensor
+    """`(len(names),)` on the CPU: loss, gradient norm, parts of the loss."""
+    arrived: torch.cuda.Event | None
+    started: float
 
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW, Adam or SGD over the model's trainable parameters."""
-    groups = parameter_groups(model, weight_decay=settings.weight_decay, decay_norms_and_biases=settings.decay_norms_and_biases)
-    if settings.optimizer_name == "sgd":
-        return torch.optim.SGD(groups, lr=settings.init_lr, momentum=settings.momentum)
-    kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-    if settings.optimizer_name not in kinds:
-        raise ConfigError("There is no such optimizer.", given=settings.optimizer_name, legal=[*kinds, "sgd"])
-    return kinds[settings.optimizer_name](groups, lr=settings.init_lr, betas=settings.betas, eps=settings.eps, fused=True)
+    def read(self) -> dict[str, float]:
+        """The figures; raises TrainingError where the loss or the gradient is not finite."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        values = dict(zip(self.names, self.values.tolist(), strict=True))
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            rows = ", ".join(self.row_ids[:8]) + (", ..." if len(self.row_ids) > 8 else "")
+            raise TrainingError(
+                f"The loss or its gradient is not finite at step {self.step} (images {rows}).",
+                code="not_finite",
+                given=values["loss"],
+                next="The last checkpoint is whole: lower init_lr, clip the gradient, or use float32.",
+            )
+        return values
 
 
 class _Run:
@@ -184,90 +143,78 @@ class _Run:
         callbacks: TrainCallbacks,
         folder: Path | None,
         device: str,
+        late_reports: bool | None,
     ) -> None:
-        self.settings, self.pinned, self.callbacks, self.folder, self.device = (
-            settings,
-            pinned,
-            callbacks,
-            folder,
-            device,
-        )
-        self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.settings, self.pinned, self.callbacks, self.folder = settings, pinned, callbacks, folder
+        self.device = torch.device(device)
+        self.late = self.device.type == "cuda" if late_reports is None else late_reports
+        # No slower on a CPU (1.03 s of processor time a step either way: demo model, batch 8, 128 px), and what tensor cores ask for.
+        self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.frozen_part != "none":
             getattr(self.model, settings.frozen_part).requires_grad_(False)
-        self.parameters = dict(self.model.named_parameters())
-        self.names = {id(p): name for name, p in self.parameters.items()}
-        self.masks = {name: mask.to(device) for name, mask in masks.items()}
+        parameters = dict(self.model.named_parameters())
+        self.names = {id(p): name for name, p in parameters.items()}
+        self.masks = WeightMasks(parameters, masks)
+        self.masks.mask_weights()
         self.optimizer = make_optimizer(self.model, settings)
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.loss = ReconstructionLoss(
             settings.reconstruction_loss,
             foreground_weight=settings.foreground_weight,
             perceptual_weight=settings.perceptual_weight,
-        ).to(device)
+        ).to(self.device)
         self.autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
-        self.ema: dict[str, Tensor] = {}
-        if settings.ema_decay > 0:
-            self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.average = MovingAverage(self.model, settings.ema_decay)
         self.best: dict[str, Tensor] = {}
         self.best_value: float | None = None
         self.best_step = 0
+        self.best_metric = settings.best_metric
+        if self.best_metric not in HIGHER_IS_BETTER:
+            raise ConfigError(f"There is no figure {self.best_metric!r}.", given=self.best_metric, legal=sorted(HIGHER_IS_BETTER))
+        if self.best_metric == "foreground_psnr_db" and (pinned.foreground is None or not pinned.foreground.any()):
+            self.best_metric = "psnr_db"
+            reason = pinned.foreground_reason or "nothing moves in the pinned images"
+            callbacks.log("warning", f"No foreground figure ({reason}): best is by PSNR.")
         self.step = 0
         self.skipped: set[str] = set()
-        self.apply_masks()
+        self.pending: _Report | None = None
 
     def set_train_mode(self) -> None:
+        """Training mode; BatchNorm keeps its statistics where they are frozen, or its whole part is."""
         self.model.train()
-        if self.settings.batchnorm == "frozen":
-            for module in self.model.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-
-    @torch.no_grad()
-    def apply_masks(self) -> None:
-        for name, mask in self.masks.items():
-            parameter = self.parameters[name]
-            parameter.mul_(mask)
-            for moment in self.optimizer.state.get(parameter, {}).values():
-                if moment.shape == mask.shape:
-                    moment.mul_(mask)
-
-    @torch.no_grad()
-    def update_ema(self) -> None:
-        # A warm-up of the average itself, so that it does not remember the first weights for 1 / (1 - decay) steps.
-        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
-        for name, value in self.model.state_dict().items():
-            if value.is_floating_point():
-                self.ema[name].lerp_(value, 1 - decay)
-            else:
-                self.ema[name].copy_(value)
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                in_frozen_part = name.startswith(f"{self.settings.frozen_part}.")
+                module.train(self.settings.batchnorm == "train" and not in_frozen_part)
 
     def kept_weights(self) -> dict[str, Tensor]:
-        """What would be kept if the run ended now: the EMA where it is on."""
-        source = self.ema or self.model.state_dict()
+        """What would be kept if the run ended now: the moving average where it is on."""
+        source = self.average.state or self.model.state_dict()
         return {name: value.detach().cpu().clone().contiguous() for name, value in source.items()}
 
     def validate(self) -> None:
-        live = None
-        if self.ema:
+        """Scores the weights that would be kept; remembers them where they are the best so far."""
+        self.report()
+        live: dict[str, Tensor] = {}
+        if self.average.state:
             live = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-            self.model.load_state_dict(self.ema)
+            self.model.load_state_dict(self.average.state)
         self.model.eval()
         scores = evaluate_images(
-            self.model, self.pinned, device=self.device, autocast=self.autocast, loss=self.loss, batch_size=8
+            self.model, self.pinned, device=str(self.device), autocast=self.autocast, loss=self.loss, batch_size=8
         )
-        if live is not None:
+        if live:
             self.model.load_state_dict(live)
         self.set_train_mode()
-        metric = self.settings.best_metric
-        if metric not in scores.means:
-            metric = "psnr_db"
-        value = scores.means[metric]
-        sign = 1 if HIGHER_IS_BETTER[metric] else -1
-        if self.step > 0 and (self.best_value is None or sign * value > sign * self.best_value):
+        value = scores.means.get(self.best_metric)
+        sign = 1 if HIGHER_IS_BETTER[self.best_metric] else -1
+        if self.step > 0 and value is not None and (self.best_value is None or sign * value > sign * self.best_value):
             self.best_value, self.best_step, self.best = value, self.step, self.kept_weights()
         self.callbacks.on_eval(self.step, scores)
 
     def checkpoint(self, why: str) -> None:
+        """Writes all that the rest of the training depends on; nothing without a folder."""
+        self.report()
         if self.folder is None:
             return
         facts = {
@@ -275,70 +222,88 @@ class _Run:
             "best_step": self.best_step,
             "skipped": sorted(self.skipped),
             "threads": torch.get_num_threads(),
+            "random_state": torch.get_rng_state().numpy().tobytes().hex(),
+            "next_batch": self.step,
         }
-        state = TrainState(
-            self.step,
-            self.model.state_dict(),
-            self.ema,
-            self.best,
-            optimizer_tensors(self.optimizer, self.names),
-            facts,
-        )
+        moments = optimizer_tensors(self.optimizer, self.names)
+        state = TrainState(self.step, self.model.state_dict(), self.average.state, self.best, moments, facts)
         path = save_checkpoint(self.folder, state)
         clean_checkpoints(self.folder)
         self.callbacks.on_checkpoint(path, self.step, why)
 
     def restore(self, path: Path) -> None:
+        """Goes back to a checkpoint. Raises CheckpointError where it is damaged, or of another model."""
         state = load_checkpoint(path)
-        self.model.load_state_dict(state.model)
-        if self.ema:
-            self.ema = {name: value.to(self.device) for name, value in state.ema.items()}
+        try:
+            self.model.load_state_dict(state.model)
+            self.average.restore(state.ema)
+        except (RuntimeError, KeyError) as error:
+            raise CheckpointError(
+                f"{path.name} is the checkpoint of another training: {error}", code="other_model", given=str(path)
+            ) from error
         self.best = state.best
         restore_optimizer(self.optimizer, self.names, state.optimizer)
+        self.masks.mask_weights()
+        self.masks.mask_state(self.average.state)
+        self.masks.mask_state(self.best)
+        self.masks.mask_moments(self.optimizer)
         self.step = state.step
         self.best_value, self.best_step = state.facts["best_value"], state.facts["best_step"]
         self.skipped = set(state.facts["skipped"])
+        if "random_state" in state.facts:
+            torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state.facts["random_state"]), dtype=torch.uint8))
         if state.facts["threads"] != torch.get_num_threads():
             self.callbacks.log("warning", "Resumed with another thread count: the last bits of the weights will differ.")
 
-    def train_step(self, stream_batch) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    def train_step(self, batch: Batch) -> None:
+        """One step; its figures are reported at once, or with the next step where reports are late."""
         started = time.perf_counter()
         rate = self.settings.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        x = stream_batch.images_BCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-        content = stream_batch.content_B1HW.to(self.device, non_blocking=True)
-        moving = stream_batch.foreground_B1HW.to(self.device, non_blocking=True)
-        with torch.autocast(torch.device(self.device).type, dtype=self.autocast, enabled=self.autocast is not None):
+        x = batch.images_BCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        content = batch.content_B1HW.to(self.device, non_blocking=True)
+        moving = batch.foreground_B1HW.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             y = self.model(x)
         loss, parts = self.loss(y, x, content, moving)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        limit = self.settings.grad_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(trained, limit)
-        values = torch.stack([loss.detach(), norm, *(part.detach() for part in parts.values())]).tolist()
-        if not all(math.isfinite(v) for v in values[:2]):
-            raise TrainingError(
-                f"The loss or its gradient is not finite at step {self.step + 1} (images {', '.join(stream_batch.row_ids[:4])}).",
-                code="not_finite",
-                given=values[0],
-                next="The last checkpoint is whole: lower init_lr, clip the gradient, or use float32.",
-            )
+        self.masks.mask_gradients()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
+        if self.settings.grad_clip > 0:
+            torch.nn.utils.clip_grads_with_norm_(self.trained, self.settings.grad_clip, norm)
+        values = torch.stack([loss.detach(), norm, *(part.detach() for part in parts.values())])
+        arrived = None
+        if self.device.type == "cuda":
+            values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        names = ("loss", "grad_norm", *(f"loss_{name}" for name in parts))
+        report = _Report(self.step + 1, rate, batch.row_ids, names, values, arrived, started)
+        if not self.late:
+            report.read()
         self.optimizer.step()
+        self.masks.mask_weights()
         self.step += 1
-        if self.masks:
-            self.apply_masks()
-        if self.ema:
-            self.update_ema()
-        seconds = time.perf_counter() - started
-        return {
-            "loss": values[0],
-            "grad_norm": values[1],
-            **{f"loss_{name}": value for name, value in zip(parts, values[2:], strict=True)},
-            "learning_rate": rate,
-            "step_ms": seconds * 1e3,
-        }
+        self.average.update(self.step)
+        if self.late:
+            self.report()
+            self.pending = report
+        else:
+            self.pending = report
+            self.report()
+
+    def report(self) -> None:
+        """Tells the callbacks of the step that is not reported yet, if there is one."""
+        if self.pending is None:
+            return
+        report, self.pending = self.pending, None
+        figures = report.read()
+        figures |= {"learning_rate": report.rate, "step_ms": (time.perf_counter() - report.started) * 1e3}
+        self.callbacks.on_step(report.step, figures)
+        if report.step % self.settings.log_interval == 0 or report.step == self.settings.total_steps:
+            self.callbacks.log("info", f"step {report.step}: loss {figures['loss']:.5f}, lr {report.rate:.3g}")
 
 
 def train(
@@ -353,19 +318,22 @@ def train(
     resume_from: Path | None = None,
     device: str = "cpu",
     clock: Callable[[], float] = time.monotonic,
+    late_reports: bool | None = None,
 ) -> TrainResult:
     """Trains `model` in place and returns the weights to keep.
 
-    `masks` (parameter name -> bool, True = kept) hold throughout. `folder` receives checkpoints, at each `save_interval` epochs,
-    at least once a minute, at a pause and at the end of a cancelled run; `resume_from` is one of them. Raises TrainingError where
-    the loss is not finite; the newest checkpoint is then whole.
+    `masks` (parameter name -> bool, True = kept) hold throughout. `folder` receives checkpoints: at each `save_interval` epochs,
+    at least once a minute, at a pause and at the end of a cancelled run; `resume_from` is one of them. `late_reports`: whether a
+    step's figures are read after the next one was started (None: on CUDA). Raises TrainingError where the loss is not finite
+    (the newest checkpoint is then whole), ConfigError for settings that cannot be, CheckpointError for a checkpoint that cannot
+    be read or written.
     """
     callbacks = callbacks or NullCallbacks()
     # Gradients of a well-trained model underflow: with denormal numbers a step took 2.4 s instead of 0.9 s (demo model, batch 8,
     # 2 cores). Threads inherit the mode, so it is set before the first operation.
     torch.set_flush_denormal(True)
     torch.manual_seed(settings.seed)
-    run = _Run(model, settings, pinned, masks or {}, callbacks, folder, device)
+    run = _Run(model, settings, pinned, masks or {}, callbacks, folder, device, late_reports)
     run.set_train_mode()
     if resume_from is not None:
         run.restore(resume_from)
@@ -391,15 +359,12 @@ def train(
             if control == "checkpoint":
                 run.checkpoint("asked")
                 saved_at = clock()
-            metrics = run.train_step(next(batches))
-            callbacks.on_step(run.step, metrics)
-            if run.step % settings.log_interval == 0 or run.step == settings.total_steps:
-                callbacks.log("info", f"step {run.step}: loss {metrics['loss']:.5f}, lr {metrics['learning_rate']:.3g}")
+            run.train_step(next(batches))
+            run.skipped |= stream.skipped
             epoch_ends = run.step % settings.steps_per_epoch == 0
             epoch = run.step // settings.steps_per_epoch
             if (epoch_ends and epoch % settings.eval_interval == 0) or run.step == settings.total_steps:
                 run.validate()
-            run.skipped |= stream.skipped
             due = epoch_ends and epoch % settings.save_interval == 0
             if due or clock() - saved_at >= CHECKPOINT_SECONDS:
                 run.checkpoint("interval")
