@@ -1,4 +1,6 @@
-"""State-dict keys: the original ones (efficientvit), diffusers' and ours, in both directions. Pure functions on names and tensors.
+"""State-dict keys: the original ones (efficientvit), diffusers' and ours, in both directions; and the config that they tell.
+
+Pure functions on names, shapes and tensors.
 
 Our names follow the model's structure (see `model.py`). The mapping needs the config, because diffusers puts a stage's resampling
 layer among its blocks, and because both formats split or name attention differently:
@@ -9,12 +11,15 @@ layer among its blocks, and because both formats split or name attention differe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcaecore.config import DCAEConfig
+from dcaecore.config import CoderConfig, DCAEConfig
+from dcaecore.errors import ConfigError
 
 Rename = tuple[str, str]
 
@@ -180,6 +185,136 @@ def _our_block(config: DCAEConfig, there: str) -> str:
 
 def _their_block(config: DCAEConfig, here: str) -> str:
     return next(theirs for ours, theirs in _block_names(config) if ours == here)
+
+
+_ITEM = re.compile(r"(encoder|decoder)\.(?:stages|down_blocks|up_blocks)\.(\d+)\.(?:op_list\.|blocks\.)?(\w+)\.(.+)")
+_SCALE = re.compile(r"(?:multiscale|aggreg)\.\d+\.(depthwise|proj_in|0|pointwise|proj_out|1)\.weight$")
+DEFAULT_HEAD_DIM = 32
+
+Shape = tuple[int, ...]
+
+
+def infer_config(shapes: Mapping[str, Shape]) -> DCAEConfig | None:
+    """The config of a dense DC-AE by its keys and shapes, in any of the three formats; None where they are of no such model.
+
+    What tensors cannot tell is assumed as published: ReLU beside BatchNorm and SiLU beside RMS norms, a last ReLU (SiLU for
+    a decoder of RMS-normed ResBlocks alone, as in DC-AE-Lite), heads of 32 channels without a further scale.
+    """
+    try:
+        first = r"\.(?:conv_in|project_in)(?:\.main)?(?:\.conv)*\.weight"
+        return DCAEConfig(
+            _infer_coder("encoder", shapes),
+            _infer_coder("decoder", shapes),
+            in_channels=_first(shapes, "encoder" + first)[1],
+            latent_channels=_first(shapes, "decoder" + first)[1],
+        )
+    except (LookupError, StopIteration, ValueError, ZeroDivisionError, ConfigError):
+        return None
+
+
+def _first(shapes: Mapping[str, Shape], pattern: str) -> Shape:
+    return next((tuple(shape) for key, shape in shapes.items() if re.fullmatch(pattern, key)), ())
+
+
+def _infer_coder(name: str, shapes: Mapping[str, Shape]) -> CoderConfig:
+    """One half of `infer_config`; raises LookupError where a stage after the first has no block to tell its width by."""
+    stages: dict[int, dict[str, dict[str, Shape]]] = {}
+    for key, shape in shapes.items():
+        match = _ITEM.fullmatch(key)
+        if match is not None and match[1] == name:
+            stages.setdefault(int(match[2]), {}).setdefault(match[3], {})[match[4]] = tuple(shape)
+    blocks = {
+        stage: [leaves for leaves in items.values() if any("norm." in leaf for leaf in leaves)] for stage, items in stages.items()
+    }
+    count = max(stages) + 1
+    first = 0 if blocks.get(0) else 1
+    facts = [_infer_stage(blocks[stage][0]) for stage in range(first, count)]
+    # Nothing is stored of an empty first stage: it takes the next one's facts.
+    facts = [*([facts[0]] * first), *facts]
+    widths, kinds, scales, norms, expands, head_dims = zip(*facts, strict=True)
+    resample, shortcut = "", True
+    original = any(".op_list." in key for key in shapes)
+    for stage in range(first, count - 1):
+        leaves = next(leaves for leaves in stages[stage].values() if leaves not in blocks[stage])
+        key = next(key for key in leaves if key.endswith("weight"))
+        if name == "encoder":
+            resample = {4: "unshuffle", 1: "conv"}[widths[stage + 1] // leaves[key][0]]
+        else:
+            resample = {4: "shuffle", 1: "interpolate"}[leaves[key][0] // widths[stage]]
+        shortcut = shortcut and (not original or key.startswith("main."))
+    plain = set(kinds) == {"resblock"} and set(norms) == {"trms2d"}
+    batch_norm = bool(_first(shapes, r"decoder\.(?:norm_out|project_out\.op_list\.0)\.running_mean"))
+    return CoderConfig(
+        widths=widths,
+        depths=tuple(len(blocks.get(stage, ())) for stage in range(count)),
+        blocks=kinds,
+        scales=scales,
+        norms=norms,
+        acts=tuple("relu" if norm == "bn2d" else "silu" for norm in norms),
+        resample=resample,  # type: ignore[arg-type]
+        shortcut=shortcut,
+        out_norm="bn2d" if name == "decoder" and batch_norm else "trms2d",
+        out_act="silu" if name == "decoder" and plain else "relu",
+        head_dim=next((dim for dim in head_dims if dim), DEFAULT_HEAD_DIM),
+        expand=next((expand for expand in expands if expand), 4),
+    )
+
+
+def _infer_stage(leaves: Mapping[str, Shape]) -> tuple[int, str, Shape, str, int, int]:
+    """(width, kind of block, scales, norm, expand or 0, head_dim or 0) of a stage, by one of its blocks."""
+    width = next(shape[0] for leaf, shape in leaves.items() if re.search(r"norm(?:_out)?\.weight$", leaf))
+    norm = "bn2d" if any(leaf.endswith("running_mean") for leaf in leaves) else "trms2d"
+    if any("conv1" in leaf for leaf in leaves):
+        return width, "resblock", (), norm, 0, 0
+    inverted = next(shape[0] for leaf, shape in leaves.items() if "inverted" in leaf and leaf.endswith("weight"))
+    scale_shapes = [(match[1], shape) for leaf, shape in leaves.items() if (match := _SCALE.search(leaf))]
+    kernels = tuple(shape[-1] for part, shape in scale_shapes if part in ("depthwise", "proj_in", "0"))
+    head_dim = next((shape[1] for part, shape in scale_shapes if part in ("pointwise", "proj_out", "1")), 0)
+    return width, "evit", kernels, norm, inverted // (2 * width), head_dim
+
+
+def config_of_diffusers(data: Mapping[str, Any]) -> DCAEConfig:
+    """The config in the `config.json` of an `AutoencoderDC`; raises ConfigError for one that we cannot express."""
+    for field in ("encoder_out_shortcut", "decoder_in_shortcut"):
+        if data.get(field, True) is not True:
+            raise ConfigError(f"config.json: {field} is off, which is not supported.", given=data[field], legal=True)
+    kinds = {"ResBlock": "resblock", "EfficientViTBlock": "evit"}
+    norms = {"rms_norm": "trms2d", "batch_norm": "bn2d"}
+    resamples = {"pixel_shuffle": "shuffle", "interpolate": "interpolate", "pixel_unshuffle": "unshuffle", "Conv": "conv"}
+
+    def each(field: str, names: Mapping[str, str], count: int, default: str) -> tuple[Any, ...]:
+        value = data.get(field, default)
+        return tuple(names[one] for one in ([value] * count if isinstance(value, str) else value))
+
+    def coder(name: str) -> CoderConfig:
+        widths = tuple(data[f"{name}_block_out_channels"])
+        count, decoder = len(widths), name == "decoder"
+        acts = {"silu": "silu", "relu": "relu"}
+        resample = (
+            data.get("upsample_block_type", "pixel_shuffle") if decoder else data.get("downsample_block_type", "pixel_unshuffle")
+        )
+        return CoderConfig(
+            widths=widths,
+            depths=tuple(data[f"{name}_layers_per_block"]),
+            blocks=each(f"{name}_block_types", kinds, count, "ResBlock"),
+            scales=tuple(tuple(scale) for scale in data[f"{name}_qkv_multiscales"]),
+            norms=each("decoder_norm_types" if decoder else "", norms, count, "rms_norm"),
+            acts=each("decoder_act_fns" if decoder else "", acts, count, "silu"),
+            resample=resamples[resample],  # type: ignore[arg-type]
+            out_act=acts[data.get("decoder_conv_act_fn", "relu")] if decoder else "relu",  # type: ignore[arg-type]
+            head_dim=data.get("attention_head_dim", DEFAULT_HEAD_DIM),
+        )
+
+    try:
+        return DCAEConfig(
+            coder("encoder"),
+            coder("decoder"),
+            in_channels=data.get("in_channels", 3),
+            latent_channels=data.get("latent_channels", 32),
+            scaling_factor=data.get("scaling_factor") or 1.0,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"config.json is not that of an AutoencoderDC: {error!r}.", code="bad_config") from error
 
 
 def unwrap(state: Mapping[str, Tensor], note: Callable[[str], None]) -> dict[str, Tensor]:

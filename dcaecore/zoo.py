@@ -146,7 +146,10 @@ def variant_of_release(name: str) -> str | None:
 
 
 def find_variant(config: DCAEConfig) -> str | None:
-    """The name of a config's shape, or None. Shapes that differ in the scaling factor alone share the first name."""
+    """The name of a config, or None. The scaling factor tells `in` from `mix`; where it tells nothing, the first shape's."""
+    exact = next((name for name, known in VARIANTS.items() if known == config), None)
+    if exact is not None:
+        return exact
     for name, known in VARIANTS.items():
         if replace(known, scaling_factor=config.scaling_factor) == config:
             return name
