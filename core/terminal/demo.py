@@ -53,9 +53,10 @@ def run(manager: ModelManager, rate: float, *, quick: bool, follow: Follow) -> C
 
 
 def train_demo(manager: ModelManager, *, follow: Follow) -> ModelRow:
-    """The demo model from scratch: random weights of the demo shape, retrained by the shipped recipe."""
-    blank = manager.initialize_model(DEMO_VARIANT, random_seed=0, name="dcae_blank")
-    recipe = RetrainSpec.model_validate(json.loads(RECIPE.read_text()))
-    job = follow(manager.retrain_model(blank.id, recipe))
-    assert job.model_id is not None
-    return manager.get_model(job.model_id)
+    """The demo model from scratch: random weights of the demo shape, retrained by the shipped recipe, phase by phase."""
+    row = manager.initialize_model(DEMO_VARIANT, random_seed=0, name="dcae_blank")
+    for phase in json.loads(RECIPE.read_text()):
+        job = follow(manager.retrain_model(row.id, RetrainSpec.model_validate(phase)))
+        assert job.model_id is not None
+        row = manager.get_model(job.model_id)
+    return row

@@ -1,0 +1,125 @@
+"""A real browser, a real server, a real worker: three clicks, a refresh and a restart in mid-job, cancel, a deep link."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from core.model_manager import ModelManager
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = os.environ.get("OFFSHOOT_CHROMIUM") or shutil.which("chromium")
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage"
+).split()
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium: `make test` installs one"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+class Server:
+    """`streamlit run Home.py` on a free port of 127.0.0.1."""
+
+    def __init__(self, settings) -> None:
+        self.settings = settings
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.start()
+
+    def start(self) -> None:
+        env = {
+            **os.environ,
+            "OFFSHOOT_HOME": str(self.settings.home),
+            "OFFSHOOT_DATA_DIR": str(self.settings.data_folder),
+            "OFFSHOOT_NUM_THREADS": "1",
+            "OFFSHOOT_WORKER_IDLE_S": "60",
+            "OFFSHOOT_PRESET_IMAGE_SIZE": "32",
+        }
+        command = [sys.executable, "-m", "streamlit", "run", "Home.py", "--server.port", str(self.port)]
+        quiet = subprocess.DEVNULL
+        self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=quiet, stdout=quiet, stderr=quiet)
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            try:
+                urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError("the server did not start")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+
+@pytest.fixture
+def server(settings, manager):
+    manager.initialize_model("tiny", random_seed=0, name="tiny")
+    running = Server(settings)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def page():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        opened = browser.new_page(viewport={"width": 1400, "height": 1000})
+        opened.set_default_timeout(45_000)
+        yield opened
+        browser.close()
+
+
+def test_three_clicks_lead_to_a_comparison(server, page, manager: ModelManager):
+    page.goto(server.url)
+    page.get_by_role("button", name="Compress this model").click()
+    page.get_by_role("button", name="Choose").first.click()
+    page.get_by_role("button", name="Run").click()
+    page.get_by_role("heading", name="Compressing").wait_for()
+    page.reload()
+    page.get_by_role("heading", name="Compressing").wait_for()
+    page.get_by_role("heading", name="Compare", exact=True).wait_for(timeout=120_000)
+    assert "models=" in page.url
+    page.get_by_text("Make current").first.wait_for()
+    made = manager.list_models(limit=1)[0]
+    assert made.kind == "retrained" and made.facts["parameters"] < manager.list_models()[-1].facts["parameters"]
+
+
+def test_the_server_dies_in_mid_job_and_nothing_is_lost(server, page, manager: ModelManager):
+    tiny = manager.current()
+    assert tiny is not None
+    spec = {"image_size": 32, "n_epochs": 200, "steps_per_epoch": 20, "warmup_epochs": 0, "val_steps": 4, "num_workers": 0}
+    job = manager.retrain_model(tiny.id, spec)
+    page.goto(f"{server.url}/Retrain?job={job.id}")
+    page.get_by_role("button", name="Checkpoint now").wait_for()
+    server.stop()
+    before = len(manager.series(job.id, "loss")[0])
+    server.start()
+    page.goto(f"{server.url}/Retrain?job={job.id}")
+    cancel = page.get_by_role("main").get_by_role("button", name="Cancel").first
+    cancel.wait_for()
+    assert len(manager.series(job.id, "loss")[0]) > before
+    cancel.click()
+    end = time.monotonic() + 20
+    while manager.job(job.id).state != "cancelled" and time.monotonic() < end:
+        time.sleep(0.1)
+    assert manager.job(job.id).state == "cancelled" and len(manager.list_models()) == 1

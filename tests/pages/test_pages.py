@@ -1,0 +1,65 @@
+"""Every page on a small store through Streamlit's own test driver, and that no page loads torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ["Home.py", *sorted(f"pages/{p.name}" for p in (ROOT / "pages").glob("*.py"))]
+
+DRIVE = """
+import sys
+from streamlit.testing.v1 import AppTest
+page, query = sys.argv[1], dict(part.split("=") for part in sys.argv[2:])
+app = AppTest.from_file("Home.py", default_timeout=60)
+if page != "Home.py":
+    app.switch_page(page)
+for key, value in query.items():
+    app.query_params[key] = value
+app.run()
+assert not app.exception, app.exception[0].stack_trace
+print("ERRORS", [box.value for box in app.error])
+print("TITLES", [title.value for title in app.title])
+print("TORCH", "torch" in sys.modules)
+"""
+
+
+def drive(settings, page: str, *query: str) -> str:
+    env = {
+        **os.environ,
+        "OFFSHOOT_HOME": str(settings.home),
+        "OFFSHOOT_DATA_DIR": str(settings.data_folder),
+        "OFFSHOOT_NUM_THREADS": "1",
+        "OFFSHOOT_WORKER_IDLE_S": "60",
+    }
+    done = subprocess.run([sys.executable, "-c", DRIVE, page, *query], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def family(manager):
+    """A baseline and its pruned, evaluated offspring."""
+    tiny = manager.initialize_model("tiny", random_seed=0, name="tiny")
+    job = manager.wait(manager.prune_model(tiny.id, {"rate": 0.5}).id, 60)
+    for ref in (tiny.id, job.model_id):
+        manager.wait(manager.evaluate_model(ref, {"image_size": 32, "num_images": 16}).id, 60)
+    manager.wait(manager.benchmark_models([tiny.id, job.model_id], {"image_size": 32, "repeats": 3}).id, 60)
+    return tiny.id, job.model_id
+
+
+def test_every_page_stands_on_its_own_and_loads_no_torch(settings, family):
+    baseline, pruned = family
+    for page in PAGES:
+        query = (f"models={baseline},{pruned}",) if "Compare" in page else (f"model={pruned}",)
+        said = drive(settings, page, *query)
+        assert "ERRORS []" in said and "TORCH False" in said, (page, said)
+
+
+def test_a_link_to_an_unknown_model_says_so(settings, family):
+    assert "No model" in drive(settings, "pages/1_Baseline.py", "model=m_ffffffffffff")
