@@ -1,0 +1,1 @@
+"""Figures that this project states, each printed by one command."""

