@@ -48,7 +48,8 @@ with guarded():
     if comparison.protocol:
         p = comparison.protocol
         st.caption(
-            f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}, protocol {p['images_sha256'][:8]}."
+            f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}, "
+            f"protocol {p['images_sha256'][:8]}."
         )
     if comparison.measurement:
         m = comparison.measurement

@@ -14,7 +14,15 @@ from core.errors import CoreError
 from core.model_manager import ModelManager
 from store import StoreError
 
-LONG = {"image_size": 32, "batch_size": 1, "n_epochs": 60, "steps_per_epoch": 20, "warmup_epochs": 0, "val_steps": 4, "num_workers": 0}
+LONG = {
+    "image_size": 32,
+    "batch_size": 1,
+    "n_epochs": 60,
+    "steps_per_epoch": 20,
+    "warmup_epochs": 0,
+    "val_steps": 4,
+    "num_workers": 0,
+}
 SHORT = {**LONG, "n_epochs": 1, "steps_per_epoch": 3}
 
 
