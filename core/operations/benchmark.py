@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,10 @@ PROTOCOL_VERSION = 1
 
 
 def run(spec: BenchmarkSpec, context: Context) -> Outcome:
-    """Each repeat runs every model once, in turn, so that a machine that slows down slows all of them."""
+    """Each repeat runs every model once, in turn, so that a machine that slows down slows all of them.
+
+    Raises CoreError and StoreError for models that are not there, ConfigError for an image size that a model cannot take.
+    """
     if context.job.parent_model_id is None:
         raise CoreError("A benchmark needs a model.", code="no_parent")
     ids = [context.job.parent_model_id, *(resolve_model(context.store, ref) for ref in spec.models)]
@@ -60,11 +65,17 @@ def run(spec: BenchmarkSpec, context: Context) -> Outcome:
 def measure(
     models: dict[str, DCAE], x: Tensor, repeats: int, warmup: int, context: Context | None = None
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each repeat's `encode` and `decode`, by model; synchronised, after `warmup` untimed runs of each."""
+    """Seconds of each repeat's `encode` and `decode`, by model; synchronised, after `warmup` untimed runs of each.
+
+    Every repeat begins with another model, so that none always follows the same neighbour (caches, clocks).
+    """
     latents = {ref: model.encode(x) for ref, model in models.items()}
+    order = list(models)
     times: dict[str, dict[str, list[float]]] = {ref: {"encode": [], "decode": []} for ref in models}
     for repeat in range(-warmup, repeats):
-        for ref, model in models.items():
+        turn = repeat % len(order)
+        for ref in order[turn:] + order[:turn]:
+            model = models[ref]
             encode = _time(lambda m=model: m.encode(x), x.device)  # type: ignore[misc]
             decode = _time(lambda m=model, z=latents[ref]: m.decode(z), x.device)  # type: ignore[misc]
             if repeat >= 0:
@@ -102,19 +113,44 @@ def figures(times: dict[str, list[float]], batch_size: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def memory(model: DCAE, x: Tensor) -> dict[str, float]:
-    """Peak bytes of a forward pass: the allocator's on CUDA, the whole process's resident memory elsewhere."""
+    """Peak bytes of a forward pass: on CUDA the allocator's, less what the other models hold; elsewhere the whole process's."""
     if x.device.type != "cuda":
-        return {"process_memory_bytes": float(psutil.Process().memory_info().rss)}
+        reset = _reset_peak_rss()
+        model(x)
+        return {"process_memory_bytes": float(_peak_rss() if reset else psutil.Process().memory_info().rss)}
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    torch.cuda.synchronize(x.device)
+    held = torch.cuda.memory_allocated(x.device)
     torch.cuda.reset_peak_memory_stats(x.device)
     model(x)
+    torch.cuda.synchronize(x.device)
     return {
-        "peak_memory_bytes": float(torch.cuda.max_memory_allocated(x.device)),
+        "peak_memory_bytes": float(torch.cuda.max_memory_allocated(x.device) - held + weights),
         "reserved_memory_bytes": float(torch.cuda.max_memory_reserved(x.device)),
     }
+
+
+def _reset_peak_rss() -> bool:
+    """Linux: lets the process's peak start anew (proc(5), clear_refs); False where that cannot be had."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_rss() -> int:
+    """Bytes of the process's peak since the reset."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024  # type: ignore[index]
 
 
 def device_name(device: str) -> str:
     """What the device calls itself."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from core.errors import CoreError
 from core.operations.context import Context, Outcome
@@ -27,9 +28,17 @@ def run(spec: EvaluateSpec, context: Context) -> Outcome:
     context.progress(0.3, f"{len(pinned)} images", force=True)
     autocast = torch.bfloat16 if spec.dtype == "bfloat16" else None
     loss = ReconstructionLoss("l1").to(context.device)
-    scores = evaluate_images(
-        subject.model, pinned, batch_size=spec.batch_size, device=context.device, autocast=autocast, loss=loss
-    )
+    done = 0
+
+    def reconstruct(x_BCHW: Tensor) -> Tensor:
+        nonlocal done
+        context.check()
+        context.progress(0.3 + 0.6 * done / len(pinned), f"image {done} of {len(pinned)}")
+        done += len(x_BCHW)
+        output: Tensor = subject.model(x_BCHW)
+        return output
+
+    scores = evaluate_images(reconstruct, pinned, batch_size=spec.batch_size, device=context.device, autocast=autocast, loss=loss)
     context.check()
     protocol = {
         "version": PROTOCOL_VERSION,

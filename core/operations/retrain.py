@@ -66,6 +66,8 @@ class JobCallbacks:
 
     def on_eval(self, step: int, scores: ImageScores) -> None:
         self.figures = scores.means
+        if step == 0:
+            self.started = time.monotonic()  # the time left is told from steps, not from opening images
         self.context.metrics.log(step, {f"val_{name}": value for name, value in scores.means.items()})
         figures = ", ".join(f"{name} {value:.4g}" for name, value in scores.means.items())
         self.context.log("info", f"validation at step {step}: {figures}")
@@ -120,8 +122,6 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
         skip_broken=spec.data.skip_broken,
         with_foreground=spec.foreground_weight != 1.0,
     )
-    if spec.best_metric == "foreground_psnr_db" and pinned.foreground is None:
-        context.log("warning", f"No foreground figure ({pinned.foreground_reason}): best is by PSNR.")
     callbacks = JobCallbacks(context, settings, pinned, spec.num_save_images)
     folder = context.folder / "checkpoints"
     resume = latest_checkpoint(folder)
@@ -129,6 +129,7 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
         callbacks.first_step = int(resume.name.removeprefix("step_"))
         context.log("info", f"Going on from step {callbacks.first_step}.")
     started = time.monotonic()
+    context.progress(callbacks.first_step / spec.total_steps, "first validation", force=True)
     result = train(
         parent.model,
         settings,
@@ -166,6 +167,8 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
             "steps": result.steps,
             "best_step": result.best_step,
             "best_value": result.best_value,
+            "validation": callbacks.figures,
+            "last_learning_rate": settings.rate(max(0, result.steps - 1)),
             "skipped_rows": list(skipped),
             "step_s": (time.monotonic() - started) / max(1, steps),
             "device": context.device,

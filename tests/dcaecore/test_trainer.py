@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -360,3 +362,26 @@ def test_broken_rows_are_counted(cache, pinned, parts, monkeypatch):
     result = train(tiny(), replace(QUICK, n_epochs=1, steps_per_epoch=4), stream, pinned)
     assert result.skipped_rows == (cache.frames.row_ids[bad],)
     assert np.isfinite(result.best_value)
+
+
+def test_the_perceptual_weight_joins_the_loss_where_lpips_can_be_had(stream, pinned, monkeypatch):
+    import dcaecore.losses
+
+    class Stub(nn.Module):
+        """Stands for the package `lpips`, whose weights are a download."""
+
+        def __init__(self, net, verbose):
+            super().__init__()
+
+        def forward(self, output, target):
+            return (output - target).square().mean((1, 2, 3), keepdim=True)
+
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=Stub))
+    monkeypatch.setattr(dcaecore.losses, "lpips_status", lambda: (True, "available"))
+    seen, states = {}, {}
+    for weight in (0.0, 2.0):
+        seen[weight] = Recorder()
+        states[weight] = train(tiny(), replace(QUICK, perceptual_weight=weight), stream, pinned, callbacks=seen[weight]).state
+    first, second = (seen[weight].steps[1] for weight in (0.0, 2.0))
+    assert "loss_lpips" not in first and second["loss"] == pytest.approx(first["loss"] + 2 * second["loss_lpips"], rel=1e-5)
+    assert any(not torch.equal(value, states[2.0][name]) for name, value in states[0.0].items())
