@@ -55,7 +55,7 @@ def test_parameter_counts_of_the_full_shapes(name):
     assert tuple(round(count, 2) for count in found) == TABLE[name]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [name for name in VARIANTS if not name.endswith(("-mix", "-1.1"))])
 def test_shapes_on_the_meta_device(name):
     config = VARIANTS[name]
     side = config.spatial_compression

@@ -15,7 +15,8 @@ from dcaecore.keys import config_of_diffusers, from_format, infer_config, to_for
 from dcaecore.pretrained import _told_by_tensors
 from dcaecore.zoo import variant_of_release
 
-PUBLISHED = [name for name in VARIANTS if name.startswith("dc-ae")]
+# The shapes that differ in their tensors: `mix` is shaped as `in`, sana 1.1 as 1.0.
+PUBLISHED = [name for name in VARIANTS if name.startswith("dc-ae") and not name.endswith(("-mix", "-1.1"))]
 FORMATS = ["original", "diffusers", "offshoot"]
 
 
