@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 import pytest
 from PIL import Image
-from tests.core.wandb_file import WandbRun, payloads, read_run, run_files
 
 import store.jobs as jobs
 from core import mirror
@@ -26,6 +25,7 @@ from core.mirror import modes
 from core.mirror import runs as mirror_runs
 from core.specs import BenchmarkSpec, EvaluateSpec, ImportSpec, PruneSpec, RetrainSpec, Spec
 from store import JobRow, MetricWriter, NewImage, NewModel, NewScores, Store, get_model, metrics, mirrored, open_store, verify
+from tests.core.wandb_file import WandbRun, payloads, read_run, run_files
 
 NUM_STEPS = 1000
 """Enough for the largest run's file to span several blocks of 32 KiB."""
