@@ -1,11 +1,19 @@
-"""Devices and how busy they are, without torch: NVML for NVIDIA GPUs (respecting CUDA_VISIBLE_DEVICES), psutil for the CPU."""
+"""Devices and how busy they are, without torch: NVML for NVIDIA GPUs, psutil for the CPU.
+
+A GPU is offered under the number that CUDA would give it (`CUDA_VISIBLE_DEVICES` may hide, reorder or name by UUID), and only
+where the installed torch can use one. What a driver cannot tell (load of a MIG slice, memory of a shared-memory board) is 0.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import psutil
 
@@ -21,13 +29,17 @@ class Device:
     busy_ratio: float
     """0 to 1."""
 
+    @property
+    def free_bytes(self) -> int:
+        return max(0, self.total_bytes - self.used_bytes)
+
 
 def devices() -> list[Device]:
     """The GPUs that CUDA would see, then the CPU."""
     memory = psutil.virtual_memory()
     title = f"CPU, {psutil.cpu_count() or 1} cores ({platform.machine()})"
     cpu = Device("cpu", title, memory.total - memory.available, memory.total, psutil.cpu_percent() / 100)
-    return [*_gpus(), cpu]
+    return [*(_gpus(_nvml()) if torch_uses_gpus() else []), cpu]
 
 
 def default_device(setting: str = "auto") -> str:
@@ -35,22 +47,69 @@ def default_device(setting: str = "auto") -> str:
     return devices()[0].name if setting == "auto" else setting
 
 
-def _gpus() -> list[Device]:
+@lru_cache(maxsize=1)
+def torch_uses_gpus() -> bool:
+    """Whether the installed torch was built for GPUs, by its version (2.13.0+cpu was not); torch is not imported."""
+    try:
+        return not version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return False
+
+
+@lru_cache(maxsize=1)
+def _nvml() -> Any:
+    """The initialised pynvml module, or None without a driver. Kept: looking for the library anew costs each refresh."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # the package renames itself from time to time, and says so
         import pynvml
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
+        return None
+    return pynvml
+
+
+def visible_places(setting: str | None, uuids: list[str]) -> list[int]:
+    """NVML indices in the order that CUDA numbers them, by the rules of `CUDA_VISIBLE_DEVICES`.
+
+    Entries are indices or (prefixes of) UUIDs; the first entry that names no GPU ends the list, and one named twice hides all
+    (CUDA C++ programming guide, "CUDA Environment Variables").
+    """
+    if setting is None:
+        return list(range(len(uuids)))
+    places: list[int] = []
+    for entry in (part.strip() for part in setting.split(",")):
+        if entry.isdigit() and int(entry) < len(uuids):
+            places.append(int(entry))
+            continue
+        named = [place for place, uuid in enumerate(uuids) if entry.startswith("GPU-") and uuid.startswith(entry)]
+        if len(named) != 1:
+            break
+        places += named
+    return places if len(set(places)) == len(places) else []
+
+
+def _gpus(nvml: Any) -> list[Device]:
+    if nvml is None:
         return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = pynvml.nvmlDeviceGetCount()
-    wanted = range(count) if visible is None else [int(i) for i in visible.split(",") if i.strip().isdigit()]
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        uuids = [str(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    except nvml.NVMLError:
+        return []
+
+    def told(ask: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return ask()
+        except nvml.NVMLError:  # not supported by this board
+            return otherwise
+
     found = []
-    for place, index in enumerate(i for i in wanted if i < count):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        name = pynvml.nvmlDeviceGetName(handle)
-        busy = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
-        found.append(Device(f"cuda:{place}", str(name), int(memory.used), int(memory.total), busy))
+    for number, place in enumerate(visible_places(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)):
+        handle = handles[place]
+        memory = told(lambda h=handle: nvml.nvmlDeviceGetMemoryInfo(h), None)  # type: ignore[misc]
+        busy = told(lambda h=handle: nvml.nvmlDeviceGetUtilizationRates(h).gpu / 100, 0.0)  # type: ignore[misc]
+        title = str(told(lambda h=handle: nvml.nvmlDeviceGetName(h), "NVIDIA GPU"))  # type: ignore[misc]
+        used, total = (int(memory.used), int(memory.total)) if memory is not None else (0, 0)
+        found.append(Device(f"cuda:{number}", title, used, total, float(busy)))
     return found

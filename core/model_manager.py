@@ -19,7 +19,7 @@ from core.errors import CoreError
 from core.jobs.launch import ensure_worker
 from core.names import model_name
 from core.pruning.plans import predicted_layout
-from core.settings import Settings
+from core.settings import Settings, read_settings
 from core.specs import PRESETS, SPECS, BenchmarkSpec, EvaluateSpec, PruneSpec, RetrainSpec, Spec
 from core.views import Views
 from dcaecore.config import DCAEConfig
@@ -42,7 +42,7 @@ class ModelManager(Views):
     """
 
     def __init__(self, home: Path | str | None = None, *, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings()
+        self.settings = settings or read_settings()
         if home is not None:
             self.settings = self.settings.model_copy(update={"home": Path(home)})
         self.store: Store = st.open_store(self.settings.home)
@@ -127,11 +127,9 @@ class ModelManager(Views):
         return self._submit(spec, None, name=name or "import", interactive=True)
 
     def initialize_model(self, source: str = "demo", *, name: str | None = None, **options: Any) -> ModelRow:
-        """Imports a model, waits for it, and makes it current where none was."""
+        """Imports a model and waits for it (the first of a store becomes the current one)."""
         job = self.wait(self.import_model(source, name=name, **options).id)
         assert job.model_id is not None
-        if "current" not in st.aliases(self.store):
-            self.promote(job.model_id)
         return self.get_model(job.model_id)
 
     def prune_model(self, parent: Parent, spec: SpecLike = None, *, device: str | None = None, name: str | None = None) -> JobRow:

@@ -5,16 +5,19 @@ Every variable stands in `.env.example`, which a test holds complete.
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from core.errors import CoreError
 
 
 class Settings(BaseSettings):
@@ -29,6 +32,9 @@ class Settings(BaseSettings):
     num_threads: int = Field(0, ge=0, description="CPU threads of a job; 0 takes all cores.")
     worker_idle_s: float = Field(1800.0, gt=0, description="A worker without jobs ends after this many seconds.")
     pause_release_s: float = Field(60.0, ge=0, description="A paused job leaves the device after this many seconds.")
+    cancel_release_s: float = Field(
+        10.0, ge=0, description="A cancelled job that does not answer is stopped after this many seconds."
+    )
     heartbeat_timeout_s: float = Field(300.0, gt=0, description="A job without a sign of life for this long is stopped.")
     mirror: Literal["auto", "off", "offline", "online"] = Field("auto", description="Weights & Biases mirror mode.")
     wandb_project: str = Field("offshoot", description="Weights & Biases project of the mirror.")
@@ -48,3 +54,26 @@ class Settings(BaseSettings):
     @property
     def data_folder(self) -> Path:
         return self.data_dir or self.home / "data"
+
+
+def read_settings(**given: Any) -> Settings:
+    """Settings from options, the environment and `offshoot.toml`; raises CoreError that names what is wrong and where."""
+    try:
+        return Settings(**given)
+    except tomllib.TOMLDecodeError as error:
+        raise CoreError(f"offshoot.toml is no valid TOML: {error}", code="settings", next="Correct the file.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        if name not in Settings.model_fields:
+            raise CoreError(
+                f"There is no setting {name!r}.", code="settings", given=name, legal=sorted(Settings.model_fields),
+                next="Correct offshoot.toml.",
+            ) from error  # fmt: skip
+        raise CoreError(
+            f"The setting {name} is wrong: {first['msg']}.",
+            code="settings",
+            given=first.get("input"),
+            legal=Settings.model_fields[name].description,
+            next=f"Correct the option, OFFSHOOT_{name.upper()} in the environment, or offshoot.toml.",
+        ) from error

@@ -11,24 +11,28 @@ from core.settings import Settings
 from store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-_STARTED: list[subprocess.Popen[bytes]] = []
-"""Workers that this process started: kept, so that one that has ended is reaped and no zombie stays."""
 _COMMAND = "from core.jobs.worker import main; main()"
+_STARTED: dict[tuple[Path, str], subprocess.Popen[bytes]] = {}
+"""Workers that this process started: kept, so that one that has ended is reaped and no zombie stays."""
 
 
 def ensure_worker(store: Store, settings: Settings, device: str) -> bool:
     """Starts a worker for the device unless one holds its lock; True where one was started.
 
-    It survives whoever starts it: own session, own log (`worker-<device>.log` in the store's folder). Two started at once are no
-    harm: the second finds the lock taken and ends.
+    It survives whoever starts it: own session, own log (`worker-<device>.log` in the store's folder). One that this process has
+    just started takes a second until it holds the lock, and is not started again meanwhile; two that two processes start at once
+    are no harm, since the second finds the lock taken and ends.
     """
-    if jobs.worker_alive(store, device):
+    root = store.root.resolve()
+    for key, started in list(_STARTED.items()):
+        if started.poll() is not None:
+            del _STARTED[key]
+    if jobs.worker_alive(store, device) or _is_starting(store, _STARTED.get((root, device)), device):
         return False
-    absolute = settings.model_copy(update={"home": store.root.resolve(), "data_dir": settings.data_folder.resolve()})
+    absolute = settings.model_copy(update={"home": root, "data_dir": settings.data_folder.resolve()})
     log = store.root / f"worker-{device.replace(':', '-')}.log"
     with log.open("ab") as output:
-        _STARTED[:] = [process for process in _STARTED if process.poll() is None]
-        started = subprocess.Popen(
+        _STARTED[(root, device)] = subprocess.Popen(
             [sys.executable, "-c", _COMMAND, absolute.model_dump_json(), device],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
@@ -37,5 +41,12 @@ def ensure_worker(store: Store, settings: Settings, device: str) -> bool:
             start_new_session=True,
             close_fds=True,
         )
-        _STARTED.append(started)
     return True
+
+
+def _is_starting(store: Store, process: subprocess.Popen[bytes] | None, device: str) -> bool:
+    """A worker registers once it holds the lock; one that has, and holds it no longer, is on its way out."""
+    if process is None:
+        return False
+    known = jobs.get_worker(store, device)
+    return known is None or known.pid != process.pid

@@ -1,52 +1,117 @@
 """The worker of one device: claims its jobs one after the other and runs each in a child forked from a warm server.
 
 The fork server has imported torch, so a job starts in a few hundredths of a second; the worker itself never touches CUDA. Who dies
-is noticed at once: a child by its exit code, a worker by its file lock; the next worker stops and requeues the orphan.
+is noticed at once: a child by its exit code, a worker by its file lock; the next worker stops and requeues the orphan. The worker
+outlives what passes by itself: a full disk, a locked database, a fork server that the system has killed.
 """
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psutil
 
 import store.jobs as jobs
+from core.jobs.child import crash_report, run_job
+from core.jobs.health import Pulse, kill
+from core.operations.context import append_log
 from core.settings import Settings
-from store import JobRow, Store, open_store
+from store import JobRow, Store, StoreError, open_store
 
+PRELOAD = ("core.operations.preload",)
 POLL_SECONDS = 0.1
+RETRY_SECONDS = 1.0
+PASSING = ("busy", "disk_full")
+"""Codes of store errors that pass by themselves."""
+
+_log = logging.getLogger("offshoot.worker")
+
+
+class Stop:
+    """Set by a signal. A plain flag: an Event's lock may be held at the very moment that its handler runs."""
+
+    asked = False
+
+    def ask(self, *_signal: object) -> None:
+        self.asked = True
 
 
 def main() -> None:
     """`python -c "from core.jobs.worker import main; main()" SETTINGS_JSON DEVICE` (no `__main__` file to import again)."""
-    serve(Settings.model_validate_json(sys.argv[1]), sys.argv[2])
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    settings, device = Settings.model_validate_json(sys.argv[1]), sys.argv[2]
+    try:
+        serve(settings, device)
+    except StoreError as error:
+        _log.error("%s", error.message)
+        sys.exit(2)
 
 
-def serve(settings: Settings, device: str) -> None:
-    """Works until SIGTERM or until it has had no job for `worker_idle_s`. Raises StoreError(worker_exists) for a second one."""
+def serve(settings: Settings, device: str, *, preload: Sequence[str] = PRELOAD) -> None:
+    """Works until SIGTERM or SIGINT, or until it has had no job for `worker_idle_s`.
+
+    `preload` names the modules that every child finds imported.
+
+    Raises StoreError: worker_exists for a second one, and what opening a store raises.
+    """
     store = open_store(settings.home)
-    with jobs.lock_worker(store, device):
-        jobs.register_worker(store, device, os.getpid(), psutil.Process().create_time())
-        stop: list[bool] = []
-        signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
-        _take_over(store, device)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["core.operations.preload"])
+    stop = Stop()
+    try:
+        first = True
+        while not stop.asked and (first or jobs.list_jobs(store, ("queued",), 1, device=device)):
+            # The look at the queue comes after the lock is free: a job submitted before that saw a worker, and gets one.
+            try:
+                lock = jobs.lock_worker(store, device)
+            except StoreError:
+                if first:
+                    raise
+                break  # another worker has come meanwhile
+            with lock:
+                if first:
+                    for number in (signal.SIGTERM, signal.SIGINT):
+                        signal.signal(number, stop.ask)
+                first = False
+                _serve(store, settings, device, stop, preload)
+    finally:
+        store.close()
+
+
+def _serve(store: Store, settings: Settings, device: str, stop: Stop, preload: Sequence[str]) -> None:
+    jobs.register_worker(store, device, os.getpid(), psutil.Process().create_time())
+    for orphan in jobs.orphans(store, device):
+        kill(orphan)
+    jobs.requeue_orphans(store, device)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    _warm(context)
+    idle_since = time.monotonic()
+    while not stop.asked and time.monotonic() - idle_since < settings.worker_idle_s:
+        job = _insist(lambda: jobs.claim(store, device, str(os.getpid())), stop)
+        if job is None:
+            time.sleep(POLL_SECONDS)
+            continue
+        _log.info("%s %s", job.operation, job.id)
+        _run_child(store, settings, context, job, stop)
         idle_since = time.monotonic()
-        _warm(context)
-        while not stop and time.monotonic() - idle_since < settings.worker_idle_s:
-            job = jobs.claim(store, device, str(os.getpid()))
-            if job is None:
-                time.sleep(POLL_SECONDS)
-                continue
-            _run_child(store, settings, context, job, stop)
-            idle_since = time.monotonic()
-    store.close()
+
+
+def _insist(call: Callable[[], Any], stop: Stop) -> Any:
+    """The call's result, tried again while the store cannot be written; None once the worker must stop."""
+    while True:
+        try:
+            return call()
+        except StoreError as error:
+            if error.code not in PASSING or stop.asked:
+                raise
+            _log.warning("%s Trying again.", error.message)
+            time.sleep(RETRY_SECONDS)
 
 
 def _warm(context: Any) -> None:
@@ -60,60 +125,67 @@ def _nothing() -> None:
     """What the warming child does."""
 
 
-def _run_child(store: Store, settings: Settings, context: Any, job: JobRow, stop: list[bool]) -> None:
-    from core.jobs.child import run_job
-
+def _run_child(store: Store, settings: Settings, context: Any, job: JobRow, stop: Stop) -> None:
     process = context.Process(target=run_job, args=(settings.model_dump_json(), job.id), name=f"offshoot-{job.id}")
-    process.start()
+    try:
+        process.start()
+    except (OSError, EOFError) as error:
+        message = f"The job's process could not be started: {error}"
+        _insist(lambda: _fail(store, job, "crashed", message, None), stop)
+        return
+    pulse = Pulse(settings.heartbeat_timeout_s, settings.cancel_release_s)
     while process.is_alive():
-        process.join(0.2)
-        if stop:
+        process.join(POLL_SECONDS)
+        if stop.asked:
             process.terminate()
             process.join(10)
             process.kill()
-            jobs.requeue_orphans(store, job.device)
+            process.join()
+            _put_back(store, job)
             return
-        _stop_if_hung(store, settings, job, process)
-    _tell_death(store, job, process.exitcode)
+        if pulse.is_over(_insist(lambda: jobs.get_job(store, job.id), stop)):
+            process.kill()
+    _insist(lambda: _tell_death(store, job, process.exitcode, pulse.is_hung), stop)
 
 
-def _stop_if_hung(store: Store, settings: Settings, job: JobRow, process: Any) -> None:
+def _put_back(store: Store, job: JobRow) -> None:
+    """A worker that was asked to stop leaves its job queued, and does not count that as one of the worker's deaths."""
     row = jobs.get_job(store, job.id)
-    if row.heartbeat is not None and time.time() - row.heartbeat > settings.heartbeat_timeout_s:
-        process.kill()
+    if row.state in ("starting", "running") and row.attempt == job.attempt:
+        jobs.request(store, row, "pause")
+        jobs.requeue_orphans(store, job.device)
+        jobs.resume(store, row)
+    else:
+        jobs.requeue_orphans(store, job.device)
 
 
-def _tell_death(store: Store, job: JobRow, exitcode: int | None) -> None:
+def _tell_death(store: Store, job: JobRow, exitcode: int | None, hung: bool) -> None:
     """A child that ended without ending its job has crashed: the job fails with the signal or the exit code."""
     row = jobs.get_job(store, job.id)
     if row.state not in jobs.ON_DEVICE or row.attempt != job.attempt:
         return
+    kill(row)  # where the fork server died, the child may have outlived it
     if row.state == "cancelling":
         jobs.cancelled(store, job, attempt=job.attempt)
         return
-    cause = f"exit code {exitcode}"
+    if hung:
+        _fail(store, job, "hung", "The job gave no sign of life and was stopped.", None)
+        return
+    cause, hint = f"exit code {exitcode}", ""
     if exitcode is not None and exitcode < 0:
         cause = f"signal {signal.Signals(-exitcode).name}"
+        hint = " The system does this when memory runs out." if -exitcode == signal.SIGKILL else ""
+    _fail(store, job, "crashed", f"The job's process ended with {cause}.{hint}", exitcode)
+
+
+def _fail(store: Store, job: JobRow, code: str, message: str, given: Any) -> None:
     error = {
-        "code": "crashed",
-        "message": f"The job's process ended with {cause}.",
-        "given": exitcode,
+        "code": code,
+        "message": message,
+        "given": given,
         "legal": None,
         "next": "Resume the job: it goes on from its last checkpoint.",
     }
-    jobs.fail(store, job, error, None, attempt=job.attempt)
-
-
-def _take_over(store: Store, device: str) -> None:
-    """Stops what a dead worker left running (known by pid and start time), then requeues it."""
-    for orphan in jobs.orphans(store, device):
-        if orphan.pid is None:
-            continue
-        try:
-            process = psutil.Process(orphan.pid)
-            if orphan.pid_started is None or abs(process.create_time() - orphan.pid_started) < 1.0:
-                process.kill()
-                process.wait(10)
-        except psutil.NoSuchProcess:
-            continue
-    jobs.requeue_orphans(store, device)
+    folder = store.job_folder(job.id)
+    jobs.fail(store, job, error, crash_report(folder), attempt=job.attempt)
+    append_log(folder, "error", message)

@@ -16,7 +16,7 @@ def main() -> int:
     settings = Settings.model_validate_json(sys.argv[1])
     store = open_store(settings.home, create=False)
     try:
-        report = sync(store, settings.mirror, project=settings.wandb_project)
+        report = sync(store, settings.mirror, project=settings.wandb_project, wait=True)
         said, problem = report.to_json(), report.problem
     except Exception as error:  # the mirror's boundary: what broke stands in its log, and the next sync tries again
         said = problem = as_error(error) or {"code": "bug", "message": f"{type(error).__name__}: {error}"}

@@ -16,6 +16,8 @@ from store import Store
 
 MODES = ("auto", "off", "offline", "online")
 DEFAULT_SERVER = "https://api.wandb.ai"
+UNREACHABLE = "mirror_unreachable"
+"""The code of an error that every other run would meet too."""
 FOLDER_NAME = "mirror"
 """The mirror's folder within the store's, unless another is given."""
 

@@ -53,8 +53,9 @@ def sender_environment(target: Target) -> dict[str, str]:
 class SenderProcess:
     """A sender that is asked for one run at a time, and ended when an answer takes too long."""
 
-    def __init__(self, store: Store, target: Target) -> None:
+    def __init__(self, store: Store, target: Target, run_limit_s: float) -> None:
         self.is_gone = False
+        self._limit_s = run_limit_s
         self._log = target.folder / LOG_NAME
         self._answers: queue.Queue[str | None] = queue.Queue()
         with self._log.open("ab") as log:
@@ -70,7 +71,13 @@ class SenderProcess:
             )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        where = {"home": str(store.root), "folder": str(target.folder), "mode": target.sends, "project": target.project}
+        where = {
+            "home": str(store.root),
+            "folder": str(target.folder),
+            "mode": target.sends,
+            "project": target.project,
+            "init_limit_s": min(60.0, run_limit_s / 4),
+        }
         self._tell(where)
 
     def _read(self) -> None:
@@ -87,14 +94,14 @@ class SenderProcess:
         except BrokenPipeError:
             pass  # it has died: the missing answer says so, with the end of its log
 
-    def ask(self, job_id: str, limit_s: float) -> dict[str, Any]:
-        """The sender's answer, or an error in its place when it dies or takes longer than `limit_s`."""
+    def ask(self, job_id: str) -> dict[str, Any]:
+        """The sender's answer, or an error in its place when it dies or takes longer than a run may."""
         self._tell({"job": job_id})
         try:
-            line = self._answers.get(timeout=limit_s)
+            line = self._answers.get(timeout=self._limit_s)
         except queue.Empty:
             self._end()
-            return self._failure(job_id, "mirror_timeout", f"W&B took longer than {limit_s:g} s for one run.")
+            return self._failure(job_id, "mirror_timeout", f"W&B took longer than {self._limit_s:g} s for one run.")
         if line is None:
             self._end()
             said = self._log.read_text(errors="replace").strip().splitlines()

@@ -2,7 +2,7 @@
 
 One mirror at a time for a store (a file lock). A run is marked before it is sent and recorded after, so a mirror that
 is killed in between sends that run anew, in place of what it left. A failure stops the descendants of its run only;
-three in a row, or a sender that dies, end the pass.
+three in a row, a sender that dies, or a W&B that cannot be reached end the pass.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import fcntl
 import heapq
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from graphlib import TopologicalSorter
@@ -20,7 +20,7 @@ from typing import Any
 
 import store.jobs as jobs
 from core.errors import CoreError, as_error
-from core.mirror.modes import Target, check_folder, has_key, resolve_target
+from core.mirror.modes import UNREACHABLE, Target, check_folder, has_key, resolve_target
 from core.mirror.process import LOG_NAME, ROOT, SenderProcess
 from core.settings import Settings
 from store import JobRow, MirroredRow, Store, ancestors, edges, get_model, mirrored, set_mirrored
@@ -29,6 +29,7 @@ RUN_LIMIT_S = 600.0
 """Limit of one run. Offline takes 0.3 s; the first also bears 1.3 s to import wandb and 1.6 s to start its service."""
 MAX_FAILURES = 3
 LOCK_NAME = "mirror.lock"
+QUEUE_NAME = "mirror-next.lock"
 _STARTED: list[subprocess.Popen[bytes]] = []
 
 
@@ -84,9 +85,14 @@ def sync(
     *,
     project: str = "offshoot",
     run_limit_s: float = RUN_LIMIT_S,
+    wait: bool = False,
 ) -> MirrorReport:
-    """Sends every finished job that was not sent. Raises CoreError(mirror_mode, no_key, mirror_folder, mirror_busy)."""
-    return _replay(store, resolve_target(store, mode, folder, project), finished(store), run_limit_s)
+    """Sends every finished job that was not sent. Raises CoreError(mirror_mode, no_key, mirror_folder, mirror_busy).
+
+    `wait`: a mirror that is at work already is waited for, unless another waits for it.
+    """
+    target = resolve_target(store, mode, folder, project)
+    return _replay(store, target, lambda: finished(store), run_limit_s, wait=wait)
 
 
 def mirror_branch(
@@ -104,10 +110,12 @@ def mirror_branch(
     """
     model = get_model(store, model_ref)
     line = {model.id, *(row.id for row in ancestors(store, model.id))}
-    target = resolve_target(store, mode, folder, project)
-    rows = {job.id: job for job in _done(store)}
-    wanted = [ref for ref in finished(store) if (rows[ref].model_id or rows[ref].parent_model_id) in line]
-    return _replay(store, target, wanted, run_limit_s)
+
+    def of_the_branch() -> list[str]:
+        rows = {job.id: job for job in _done(store)}
+        return [ref for ref in finished(store) if (rows[ref].model_id or rows[ref].parent_model_id) in line]
+
+    return _replay(store, resolve_target(store, mode, folder, project), of_the_branch, run_limit_s)
 
 
 def launch(store: Store, settings: Settings) -> bool:
@@ -179,17 +187,22 @@ def _is_sent(row: MirroredRow | None) -> bool:
 # Sending ------------------------------------------------------------------------------------------------------------------
 
 
-def _replay(store: Store, target: Target, wanted: Sequence[str], run_limit_s: float) -> MirrorReport:
+def _replay(
+    store: Store, target: Target, choose: Callable[[], Sequence[str]], run_limit_s: float, *, wait: bool = False
+) -> MirrorReport:
+    if target.problem is not None:
+        raise target.problem
+    wanted = choose()
     left = _waiting(store, target, wanted)
     if target.sends is None:
-        if target.problem is not None:
-            raise target.problem
-        message = f"{target.why} {_runs(len(left))} wait." if left else target.why
+        message = f"{target.why} Waiting: {_runs(len(left))}." if left else target.why
         return MirrorReport(target.mode, target.name, {}, left, message)
     if not left:
-        return MirrorReport(target.mode, target.name, {}, [], f"Nothing to send: all of {_runs(len(wanted))} were sent before.")
+        message = f"Nothing to send: {_runs(len(wanted))} sent before." if wanted else "Nothing to send: no job has ended yet."
+        return MirrorReport(target.mode, target.name, {}, [], message)
     check_folder(target.folder)
-    with _only_one(store):
+    with _only_one(store, wait=wait):
+        wanted = choose()  # who held the lock may have sent some, and more may have ended
         one_pass = _Pass(store, target, _waiting(store, target, wanted))
         one_pass.run(run_limit_s)
     left = _waiting(store, target, wanted)
@@ -216,14 +229,14 @@ class _Pass:
         needs, before = _needs(self.store, _done(self.store)), mirrored(self.store, self.target.name)
         failed: set[str] = set()
         failures_in_a_row = 0
-        with SenderProcess(self.store, self.target) as sender:
+        with SenderProcess(self.store, self.target, run_limit_s) as sender:
             for job_id in self.left:
                 if needs[job_id] & failed:
                     failed.add(job_id)
                     continue
                 attempts = 1 + int(before[job_id].progress.get("attempts", 0) if job_id in before else 0)
                 self._record(job_id, {"state": "sending", "attempts": attempts})
-                answer = sender.ask(job_id, run_limit_s)
+                answer = sender.ask(job_id)
                 if answer["ok"]:
                     said = answer["sent"]
                     self._record(job_id, {"state": "sent", "attempts": attempts, **said}, said["remote"])
@@ -235,7 +248,8 @@ class _Pass:
                 self.problem = self.problem or answer["error"]
                 failed.add(job_id)
                 failures_in_a_row += 1
-                if sender.is_gone or failures_in_a_row >= MAX_FAILURES:
+                hopeless = sender.is_gone or answer["error"]["code"] == UNREACHABLE
+                if hopeless or failures_in_a_row >= MAX_FAILURES:
                     break
 
     def _record(self, job_id: str, progress: dict[str, Any], remote: str = "") -> None:
@@ -247,11 +261,17 @@ def _runs(count: int) -> str:
 
 
 @contextmanager
-def _only_one(store: Store) -> Iterator[None]:
-    path = store.root / LOCK_NAME
-    with path.open("a") as lock:
+def _only_one(store: Store, *, wait: bool = False) -> Iterator[None]:
+    """Holds the store's mirror lock. One may wait for it: when it gets the lock it sends what had ended by then, so a
+    second who waits would find nothing left."""
+    with (store.root / LOCK_NAME).open("a") as lock, (store.root / QUEUE_NAME).open("a") as line:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if wait:
+                fcntl.flock(line, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                fcntl.flock(line, fcntl.LOCK_UN)
+            else:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CoreError(
                 "A mirror of this store is at work already.",

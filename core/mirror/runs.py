@@ -130,7 +130,7 @@ def read_run(store: Store, job_id: str) -> RunRecord:
         name=run_name(store, job),
         group=baseline.id if baseline is not None else "",
         job_type=job.operation,
-        tags=tuple(tag[:64] for tag in (job.operation, *(subject.tags if subject is not None else ()))),
+        tags=tuple(dict.fromkeys(tag[:64] for tag in (job.operation, *(subject.tags if subject is not None else ())))),
         config=config,
         started=datetime.fromisoformat(job.started or job.created).timestamp(),
         points=points(store, job.id),

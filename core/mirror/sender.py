@@ -25,7 +25,8 @@ from typing import Any, TextIO
 import wandb
 from PIL import Image
 
-from core.errors import as_error
+from core.errors import CoreError, as_error
+from core.mirror.modes import UNREACHABLE
 from core.mirror.runs import ArtifactRecord, RunRecord, identity_text, read_run
 from store import Store, open_store
 
@@ -43,23 +44,13 @@ class Sender:
     folder: Path
     mode: str
     project: str
+    init_limit_s: float
 
     def send(self, job_id: str) -> dict[str, Any]:
         """Sends one job; returns what the store is to remember of it."""
         record = read_run(self.store, job_id)
         self._forget_half_written(record.id)
-        run = wandb.init(
-            mode=self.mode,  # type: ignore[arg-type]
-            dir=str(self.folder),
-            project=self.project,
-            id=record.id,
-            name=record.name,
-            group=record.group or None,
-            job_type=record.job_type,
-            tags=list(record.tags),
-            config=record.config,
-            settings=_settings(),
-        )
+        run = self._open(record)
         try:
             remote = self._fill(run, record)
         except BaseException:
@@ -78,6 +69,29 @@ class Sender:
             "artifacts": [artifact.name for artifact in sent],
             "notes": record.notes,
         }
+
+    def _open(self, record: RunRecord) -> wandb.Run:
+        try:
+            return wandb.init(
+                mode=self.mode,  # type: ignore[arg-type]
+                dir=str(self.folder),
+                project=self.project,
+                id=record.id,
+                name=record.name,
+                group=record.group or None,
+                job_type=record.job_type,
+                tags=list(record.tags),
+                config=record.config,
+                settings=_settings(self.init_limit_s),
+            )
+        except wandb.Error as error:  # the server, the network or the key: no other run would fare better
+            raise CoreError(
+                f"W&B cannot be reached, or refuses: {_first_line(error)}",
+                code=UNREACHABLE,
+                given=self.project,
+                legal="a W&B server that answers, and a key with rights to the project",
+                next="Nothing is lost: the runs wait in the store. Check network and key, then sync again.",
+            ) from error
 
     def _fill(self, run: wandb.Run, record: RunRecord) -> str:
         run.define_metric(STEP, hidden=True)
@@ -139,12 +153,12 @@ class Sender:
                 shutil.rmtree(path)
 
 
-def _settings() -> wandb.Settings:
+def _settings(init_limit_s: float) -> wandb.Settings:
     """Quiet, and without what would describe the mirror's own process instead of the job: statistics, code, git, host."""
     return wandb.Settings(
         silent=True,
         console="off",
-        init_timeout=60.0,
+        init_timeout=init_limit_s,
         save_code=False,
         disable_code=True,
         disable_git=True,
@@ -155,13 +169,17 @@ def _settings() -> wandb.Settings:
     )
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no reason given")
+
+
 def _answer(sender: Sender, request: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"ok": True, "sent": sender.send(str(request["job"]))}
     except Exception as error:  # this process's boundary: the asker records it and goes on
         fields = as_error(error) or {
             "code": "mirror_failed",
-            "message": f"W&B did not take the run: {type(error).__name__}: {str(error).strip() or 'no reason given'}",
+            "message": f"W&B did not take the run: {type(error).__name__}: {_first_line(error)}",
             "given": request.get("job"),
             "legal": None,
             "next": "Nothing is lost: the run waits in the store. Look at mirror.log in the mirror's folder.",
@@ -174,7 +192,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     where = json.loads(requests.readline())
     store = open_store(where["home"], read_only=True)
     try:
-        sender = Sender(store, Path(where["folder"]), where["mode"], where["project"])
+        sender = Sender(store, Path(where["folder"]), where["mode"], where["project"], where["init_limit_s"])
         for line in requests:
             answers.write(json.dumps(_answer(sender, json.loads(line)), default=str) + "\n")
             answers.flush()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from core.errors import CoreError
+
 MODULES: dict[str, str] = {
     "import": "core.operations.import_",
     "prune": "core.operations.prune",
@@ -15,5 +17,7 @@ MODULES: dict[str, str] = {
 
 
 def load(operation: str) -> Any:
-    """The module of an operation."""
+    """The module of an operation; raises CoreError for one that there is not."""
+    if operation not in MODULES:
+        raise CoreError(f"There is no operation {operation!r}.", code="unknown_operation", given=operation, legal=sorted(MODULES))
     return importlib.import_module(MODULES[operation])

@@ -15,6 +15,7 @@ from core.settings import Settings
 from store import JobRow, MetricWriter, NewModel, Store
 
 PROGRESS_SECONDS = 0.25
+LOG_NAME = "log.jsonl"
 
 
 class Paused(Exception):
@@ -35,6 +36,18 @@ class Outcome:
     result: dict[str, Any] = field(default_factory=dict)
 
 
+def log_line(level: str, message: str) -> str:
+    """One line of a job's log as it stands in the file: JSON with time (ISO UTC), level, message."""
+    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "message": message}
+    return json.dumps(line) + "\n"
+
+
+def append_log(folder: Path, level: str, message: str) -> None:
+    """A line for the log of a job whose process is gone."""
+    with (folder / LOG_NAME).open("a") as file:
+        file.write(log_line(level, message))
+
+
 class Context:
     """A running job's way to the outside: the store, its log, its progress and what is asked of it."""
 
@@ -43,13 +56,17 @@ class Context:
         self.folder: Path = store.job_folder(job.id)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.metrics = MetricWriter(store, job.id, job.attempt)
-        self._log = (self.folder / "log.jsonl").open("a", buffering=1)
+        self._log = (self.folder / LOG_NAME).open("a", buffering=1)
         self._reported = 0.0
 
     def log(self, level: str, message: str) -> None:
         """One line of the job's log."""
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "message": message}
-        self._log.write(json.dumps(line) + "\n")
+        self._log.write(log_line(level, message))
+
+    def resume_metrics(self, step: int) -> None:
+        """The curves go on from `step`: what an earlier attempt wrote after it is dropped."""
+        self.metrics.close()
+        self.metrics = MetricWriter(self.store, self.job.id, self.job.attempt, resume_from=step)
 
     def progress(self, fraction: float, message: str = "", eta_s: float | None = None, *, force: bool = False) -> None:
         """How far the job is; written a few times a second at most."""

@@ -127,6 +127,7 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
     resume = latest_checkpoint(folder)
     if resume is not None:
         callbacks.first_step = int(resume.name.removeprefix("step_"))
+        context.resume_metrics(callbacks.first_step)
         context.log("info", f"Going on from step {callbacks.first_step}.")
     started = time.monotonic()
     context.progress(callbacks.first_step / spec.total_steps, "first validation", force=True)

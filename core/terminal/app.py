@@ -12,7 +12,7 @@ import typer
 from core.errors import CoreError, as_error
 from core.jobs.worker import serve
 from core.model_manager import ModelManager
-from core.settings import Settings
+from core.settings import Settings, read_settings
 from core.specs import SPECS
 from core.terminal import demo as demo_job
 from core.terminal import output
@@ -55,7 +55,7 @@ def common(
         chosen["home"] = store
     if device is not None:
         chosen["device"] = device
-    state.settings = Settings(**chosen)
+    state.settings = read_settings(**chosen)
     state.json, state.detach = json, detach
 
 
@@ -79,10 +79,6 @@ def import_model(source: str = "demo", name: str | None = None, spec: Path | Non
     values = spec_values(SPECS["import"], {"source": source, **options}, spec)
     job = manager.import_model(values.pop("source"), name=name, **values)
     _finish(manager, job)
-    if not state.detach and manager.current() is not None:
-        made = manager.job(job.id).model_id
-        if made and "current" not in {a for m in manager.list_models() for a in m.aliases}:
-            manager.promote(made)
 
 
 def prune(model: str = "current", name: str | None = None, spec: Path | None = None, **options: Any) -> None:

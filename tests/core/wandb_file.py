@@ -59,7 +59,8 @@ class WandbRun:
 def payloads(data: bytes) -> Iterator[bytes]:
     """The records' bytes, joined from their chunks."""
     assert data[:4] == b":W&B", f"not a .wandb file: {data[:8]!r}"
-    at, parts = HEADER_BYTES, b""
+    at = HEADER_BYTES
+    parts: bytes | None = None  # an open record may have no bytes yet: a first chunk of length 0 closes a block
     while at < len(data):
         left = BLOCK_BYTES - at % BLOCK_BYTES
         if left < HEADER_BYTES:
@@ -68,13 +69,13 @@ def payloads(data: bytes) -> Iterator[bytes]:
         size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         chunk = data[at + HEADER_BYTES : at + HEADER_BYTES + size]
         assert len(chunk) == size and WHOLE <= kind <= LAST, f"the file is cut short or damaged at byte {at}"
-        assert (kind in (WHOLE, FIRST)) == (not parts), f"a chunk out of order at byte {at}"
+        assert (kind in (WHOLE, FIRST)) == (parts is None), f"a chunk out of order at byte {at}"
         at += HEADER_BYTES + size
-        parts += chunk
+        parts = (parts or b"") + chunk
         if kind in (WHOLE, LAST):
             yield parts
-            parts = b""
-    assert not parts, "the last record is incomplete"
+            parts = None
+    assert parts is None, "the last record is incomplete"
 
 
 def _key(item: Any) -> str:
