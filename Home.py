@@ -9,7 +9,7 @@ import streamlit as st  # noqa: E402 - every page begins with its boot
 from core.specs import PRESETS  # noqa: E402
 from pages.ui.chain import finished, start_chain, watch_chain  # noqa: E402
 from pages.ui.figures import headline, pictures, validate_and_save  # noqa: E402
-from pages.ui.tree import tree_chart  # noqa: E402
+from pages.ui.tree import tree_chart, tree_height  # noqa: E402
 
 
 def compress_cards(parent: str) -> None:
@@ -72,5 +72,5 @@ validate_and_save(manager, current, key="home")
 pictures(manager, current)
 st.subheader("Family tree")
 rows = manager.list_models(limit=200)
-st.echarts_chart(tree_chart(rows, chosen=current.id), height=320, key="home-tree")
+st.echarts_chart(tree_chart(rows, chosen=current.id), height=tree_height(rows), key="home-tree")
 st.page_link("pages/5_Lineage.py", label="Open the lineage", icon=":material/account_tree:")

@@ -20,7 +20,8 @@ class Metric:
     key: str
     title: str
     unit: str = ""
-    higher_is_better: bool = False
+    higher_is_better: bool | None = False
+    """None: neither, and a relative change says nothing (sparsity is a means)."""
     scale: float = 1.0
     decimals: int = 2
     source: str = "facts"
@@ -38,7 +39,7 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("parameters", "Parameters", "M", scale=1e-6),
         Metric("nonzero_parameters", "Non-zero parameters", "M", scale=1e-6),
-        Metric("sparsity", "Sparsity", "%", higher_is_better=True, scale=100, decimals=1),
+        Metric("sparsity", "Sparsity", "%", None, scale=100, decimals=1),
         Metric("encode_macs", "Encode MACs", "G", scale=1e-9, decimals=3),
         Metric("decode_macs", "Decode MACs", "G", scale=1e-9, decimals=3),
         Metric("weight_bytes", "File", "MB", scale=1e-6),
@@ -51,6 +52,7 @@ METRICS: dict[str, Metric] = {
         Metric("decode_ms", "Decode", "ms", source="cost"),
         Metric("decode_images_per_s", "Decoded images a second", "", True, decimals=1, source="cost"),
         Metric("peak_memory_bytes", "Peak GPU memory", "MB", scale=1e-6, decimals=0, source="cost"),
+        Metric("process_memory_bytes", "Peak process memory", "MB", scale=1e-6, decimals=0, source="cost"),
     )
 }
 
@@ -66,7 +68,7 @@ class Figure:
 
     def better(self, change: float | None) -> bool | None:
         """Whether a change is for the better; None for none."""
-        if change is None or abs(change) < 5e-5:
+        if change is None or abs(change) < 5e-5 or self.metric.higher_is_better is None:
             return None
         return (change > 0) == self.metric.higher_is_better
 
@@ -119,8 +121,8 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
             key: Figure(
                 metric,
                 own[key],
-                _change(own[key], raw[parent][key] if parent in raw else None),
-                _change(own[key], raw[baseline][key]) if baseline != model.id else None,
+                _change(metric, own[key], raw[parent][key] if parent in raw else None),
+                _change(metric, own[key], raw[baseline][key]) if baseline != model.id else None,
             )
             for key, metric in METRICS.items()
         }
@@ -130,8 +132,8 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
     return Comparison(models, figures, protocol[1] if protocol else None, shown, notes)
 
 
-def _change(value: float | None, reference: float | None) -> float | None:
-    if value is None or reference is None or reference == 0:
+def _change(metric: Metric, value: float | None, reference: float | None) -> float | None:
+    if value is None or reference is None or reference == 0 or metric.higher_is_better is None:
         return None
     return value / reference - 1.0
 

@@ -40,9 +40,15 @@ class Views:
         return chain[::-1]
 
     def family(self, ref: str, also: list[str]) -> list[str]:
-        """Baseline, parent and the model itself (and what else was asked for), each once, that are still there."""
+        """Baseline, parent and the model itself (and what else was asked for), each once, that are still there.
+
+        A baseline of which nothing else was asked for is shown beside its newest retrained descendant (else its newest).
+        """
         row = st.get_model(self.store, ref)
         wanted = [st.baseline_of(self.store, row.id).id, *([row.parent_id] if row.parent_id else []), *also, row.id]
+        if row.parent_id is None and not also:
+            below = sorted(st.descendants(self.store, row.id), key=lambda m: (m.kind == "retrained", m.created))
+            wanted += [m.id for m in below[-1:]]
         return [found.id for found in st.get_models(self.store, dict.fromkeys(wanted)).values() if found.deleted is None]
 
     def spec_line(self, ref: str) -> str:

@@ -8,7 +8,7 @@ import streamlit as st  # noqa: E402
 
 from core.specs import METHOD_TITLES, PRESETS, UNSTRUCTURED_METHODS, PruneSpec  # noqa: E402
 from pages.ui.chain import finished, start_chain, watch_chain  # noqa: E402
-from pages.ui.figures import headline, pictures  # noqa: E402
+from pages.ui.figures import headline, pictures, validate_and_save  # noqa: E402
 from pages.ui.forms import spec_form  # noqa: E402
 
 st.title("Prune")
@@ -24,12 +24,13 @@ left, right = st.columns(2, gap="large")
 with left:
     row = chosen_model(manager, "Parent")
     headline(manager, row, keys=("parameters", "sparsity", "decode_ms", "psnr_db", "foreground_psnr_db"), per_row=2)
+    validate_and_save(manager, row, key="prune")
     pictures(manager, row, count=4)
     with st.expander("Configuration"):
         st.json(row.config, expanded=1)
 with right:
     st.markdown("**Candidate**")
-    values = spec_form(PruneSpec, key="prune")
+    values = spec_form(PruneSpec, key="prune", per_row=2)
     if values["method"] in UNSTRUCTURED_METHODS:
         values["stage_rates"] = {}
         if values.get("threshold"):

@@ -8,7 +8,8 @@ import streamlit as st  # noqa: E402
 
 from core.specs import PRESETS, RetrainSpec  # noqa: E402
 from dcaecore.schedules import learning_rate, schedule_warning  # noqa: E402
-from pages.ui.chain import line_chart  # noqa: E402
+from pages.ui.chain import line_chart, show_log  # noqa: E402
+from pages.ui.figures import headline, validate_and_save  # noqa: E402
 from pages.ui.forms import spec_form  # noqa: E402
 
 
@@ -39,7 +40,7 @@ def watch(ref: str) -> None:
             place.image(original, width="stretch")
             place.image(made, width="stretch")
     with st.expander("Log"):
-        st.code("\n".join(f"{line['time'][11:19]} {line['level']}: {line['message']}" for line in manager.log(ref, last=60)))
+        show_log(manager, ref)
     if job.state == "done" and job.model_id:
         st.success("Done: the new model is saved.")
         st.page_link(
@@ -60,6 +61,8 @@ if followed or active:
         watch(followed or active.id)  # type: ignore[union-attr]
     st.divider()
 row = chosen_model(manager)
+headline(manager, row, keys=("parameters", "sparsity", "decode_ms", "psnr_db", "foreground_psnr_db"))
+validate_and_save(manager, row, key="retrain")
 preset = st.segmented_control(
     "Preset",
     ["form defaults", *PRESETS],

@@ -43,7 +43,7 @@ with guarded():
         shown = str(text)
         return "color: #2e8b57" if shown.endswith("▲") else "color: #d1495b" if shown.endswith("▼") else ""
 
-    st.dataframe(pd.DataFrame(table).style.map(colour), hide_index=True, height=min(620, 38 * (len(table) + 1)))
+    st.dataframe(pd.DataFrame(table).style.map(colour), hide_index=True, height="content")
     st.caption("▲ better, ▼ worse than the baseline.")
     if comparison.protocol:
         p = comparison.protocol
@@ -86,9 +86,10 @@ with guarded():
             if x is None or y is None:
                 continue
             chart.add_scatter(x=[x * METRICS[x_key].scale], y=[y * METRICS[y_key].scale], text=[model.name], mode="markers+text",
-                              textposition="top center", marker={"size": 14}, name=model.name)  # fmt: skip
-        chart.update_layout(height=360, showlegend=False, margin={"t": 20}, xaxis_title=f"{METRICS[x_key].title} ({METRICS[x_key].unit})",
-                            yaxis_title=f"{METRICS[y_key].title} ({METRICS[y_key].unit})")  # fmt: skip
+                              textposition="top center", marker={"size": 14}, name=model.name, cliponaxis=False)  # fmt: skip
+        titles = {axis: f"{METRICS[key].title} ({METRICS[key].unit})" for axis, key in (("x", x_key), ("y", y_key))}
+        chart.update_layout(height=360, showlegend=False, margin={"t": 30, "l": 90, "r": 90}, xaxis_title=titles["x"],
+                            yaxis_title=titles["y"])  # fmt: skip
         st.plotly_chart(chart)
     st.subheader("Images")
     errors = st.toggle("Error maps", help="Absolute difference from the original, times four.")

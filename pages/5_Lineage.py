@@ -7,7 +7,7 @@ manager = boot("Lineage")
 import streamlit as st  # noqa: E402
 
 from pages.ui.figures import headline, validate_and_save  # noqa: E402
-from pages.ui.tree import clicked_model, tree_chart  # noqa: E402
+from pages.ui.tree import clicked_model, tree_chart, tree_height  # noqa: E402
 
 FOCUS = 300
 
@@ -24,7 +24,7 @@ chosen = st.query_params.get("model", current.id)
 if chosen not in everything:
     chosen = current.id
 shown = rows[:FOCUS]
-event = st.echarts_chart(tree_chart(shown, chosen=chosen), height=430, key="lineage-tree", on_select="rerun")
+event = st.echarts_chart(tree_chart(shown, chosen=chosen), height=tree_height(shown), key="lineage-tree", on_select="rerun")
 if len(rows) > FOCUS:
     st.caption(f"The newest {FOCUS} of {len(rows)} models are drawn; the table has all.")
 clicked = clicked_model(event, shown)

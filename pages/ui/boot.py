@@ -12,12 +12,12 @@ from typing import Any
 
 import streamlit as st
 
+from core.bug_report import bug_report
 from core.errors import as_error
 from core.model_manager import ModelManager
 from core.terminal.demo import prepare
 from store import JobRow, ModelRow
 
-REPORT_URL = "https://github.com/Tahahah/Offshoot/issues"
 ACTIVE = ("queued", "starting", "running", "pausing", "paused", "cancelling", "blocked")
 
 
@@ -106,7 +106,7 @@ def _sidebar(manager: ModelManager) -> None:
             st.page_link("pages/1_Baseline.py", label=row.name, query_params={"model": row.id})
         _job_chip()
         _monitor()
-        st.caption(f"[Report a bug]({REPORT_URL})")
+        _report()
 
 
 @st.fragment(run_every=1.0)
@@ -153,6 +153,22 @@ def _monitor() -> None:
     for device in _manager().devices():
         used, total = device.used_bytes / 2**30, device.total_bytes / 2**30
         st.caption(f"{device.title}  \n{device.busy_ratio:.0%} busy · {used:.1f} of {total:.0f} GiB")
+
+
+@st.fragment
+def _report() -> None:
+    """What to send when something is wrong, and where."""
+    manager = _manager()
+    with st.popover("Report a bug", icon=":material/bug_report:", type="tertiary", on_change="rerun") as popover:
+        if popover.open:
+            url = manager.settings.report_url
+            where = (
+                f"Send it [here]({url})"
+                if url
+                else "Send it to whoever looks after this workbench (`OFFSHOOT_REPORT_URL` puts a link here)"
+            )
+            st.caption(f"{where}, with what you did, what you expected and what you saw.")
+            st.code(bug_report(manager.store), language=None, wrap_lines=True)
 
 
 def clock(seconds: float) -> str:

@@ -29,8 +29,16 @@ def watch_chain(_manager: ModelManager, ids: list[str]) -> None:
             steps, values = _manager.series(active.id, "loss", max_points=300)
             if len(steps) > 1:
                 st.echarts_chart(line_chart({"loss": (steps, values)}, "step"), height=220, key=f"chain-loss-{active.id}")
+        with st.expander("Log"):
+            show_log(_manager, active.id)
     if all(job.state == "done" for job in jobs):
         st.rerun(scope="app")
+
+
+def show_log(manager: ModelManager, ref: str, last: int = 60) -> None:
+    """The end of a job's log."""
+    lines = manager.log(ref, last=last)
+    st.code("\n".join(f"{line['time'][11:19]} {line['level']}: {line['message']}" for line in lines), language=None)
 
 
 def finished(manager: ModelManager, ids: list[str]) -> str | None:

@@ -10,16 +10,15 @@ import streamlit as st
 from core.specs import DataSpec, Spec
 
 
-def spec_form(spec: type[Spec], *, key: str, values: dict[str, Any] | None = None, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+def spec_form(spec: type[Spec], *, key: str, values: dict[str, Any] | None = None, per_row: int = 3) -> dict[str, Any]:
     """Draws the fields of a spec and returns what they say (not yet checked). `values` are the start values."""
     start = {**spec().model_dump(), **(values or {})}
     advanced = st.toggle("Advanced settings", key=f"{key}-advanced", help="Shows every field; all are used, shown or not.")
     groups: dict[str, list[str]] = {}
     for name, field in spec.model_fields.items():
-        if name not in skip:
-            hints = field.json_schema_extra
-            assert isinstance(hints, dict)
-            groups.setdefault(str(hints["group"]), []).append(name)
+        hints = field.json_schema_extra
+        assert isinstance(hints, dict)
+        groups.setdefault(str(hints["group"]), []).append(name)
     found = dict(start)
     for group, names in groups.items():
         shown = [n for n in names if _applies(spec, n, found, advanced)]
@@ -27,11 +26,11 @@ def spec_form(spec: type[Spec], *, key: str, values: dict[str, Any] | None = Non
             continue
         with st.container(border=True):
             st.markdown(f"**{group}**")
-            columns = st.columns(3)
+            columns = st.columns(per_row)
             for place, name in enumerate(shown):
-                with columns[place % 3]:
+                with columns[place % per_row]:
                     found[name] = _widget(spec, name, start[name], f"{key}-{name}")
-    return {name: value for name, value in found.items() if name not in skip}
+    return found
 
 
 def _applies(spec: type[Spec], name: str, values: dict[str, Any], advanced: bool) -> bool:

@@ -1,4 +1,4 @@
-"""The family tree: a tidy layout in O(n), drawn by native ECharts (scatter + lines), clickable."""
+"""The family tree from left to right: a tidy layout in O(n), drawn by native ECharts (scatter + lines), clickable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COLOURS = {"baseline": "#5470c6", "pruned": "#ee6666", "retrained": "#4b9c68"}
 
 
 def layout(models: Sequence[ModelRow]) -> dict[str, tuple[float, int]]:
-    """(x, depth) of each model: leaves side by side, a parent over the middle of its children."""
+    """(row, depth) of each model: leaves one below the other, a parent beside the middle of its children."""
     known = {model.id for model in models}
     children: dict[str, list[str]] = {}
     roots = []
@@ -37,25 +37,32 @@ def layout(models: Sequence[ModelRow]) -> dict[str, tuple[float, int]]:
     return place
 
 
+def tree_height(models: Sequence[ModelRow]) -> int:
+    """Pixels that a tree takes: a row for each leaf, within reason."""
+    leaves = max((row for row, _ in layout(models).values()), default=0.0) + 1
+    return int(min(900, max(200, 90 + 56 * leaves)))
+
+
 def tree_chart(models: Sequence[ModelRow], *, chosen: str | None, size_key: str = "parameters") -> dict[str, Any]:
     """ECharts options: colour = operation, size = a figure, the chosen model ringed."""
-    place = layout(models)
+    place = {ref: (float(depth), row) for ref, (row, depth) in layout(models).items()}
     largest = max((m.facts.get(size_key, 0.0) for m in models), default=1.0) or 1.0
-    lines = [
-        {"coords": [list(place[m.parent_id]), list(place[m.id])]}
-        for m in models
-        if m.parent_id is not None and m.parent_id in place
-    ]
+    lines = []
+    for m in models:
+        if m.parent_id in place and m.parent_id is not None:
+            (x, y), (to_x, to_y) = place[m.parent_id], place[m.id]
+            lines.append({"coords": [[x, y], [x + 0.5, y], [x + 0.5, to_y], [to_x, to_y]]})
     series: list[dict[str, Any]] = [
         {
             "type": "lines",
             "coordinateSystem": "cartesian2d",
+            "polyline": True,
             "data": lines,
             "silent": True,
             "z": 1,
-            "lineStyle": {"color": "#8aa394", "width": 1.5, "opacity": 0.8},
+            "lineStyle": {"color": "#8aa394", "width": 1.5},
             "animation": False,
-        }  # fmt: skip
+        }
     ]
     few = len(models) <= 40
     for kind, colour in COLOURS.items():
@@ -64,9 +71,9 @@ def tree_chart(models: Sequence[ModelRow], *, chosen: str | None, size_key: str 
                 "value": list(place[m.id]),
                 "name": m.name,
                 "id": m.id,
-                "symbolSize": 14 + 22 * (m.facts.get(size_key, 0.0) / largest) ** 0.5,
+                "symbolSize": 10 + 16 * (m.facts.get(size_key, 0.0) / largest) ** 0.5,
                 "itemStyle": {"borderColor": "#f5a623", "borderWidth": 4} if m.id == chosen else {},
-                "label": {"show": few, "formatter": f"{m.name}\n{m.facts['parameters'] / 1e6:.2f} M"},
+                "label": {"show": few, "formatter": f"{m.name}  {m.facts['parameters'] / 1e6:.2f} M"},
             }
             for m in models
             if m.kind == kind
@@ -80,17 +87,18 @@ def tree_chart(models: Sequence[ModelRow], *, chosen: str | None, size_key: str 
                 "color": colour,
                 "z": 2,
                 "animation": False,
-                "label": {"position": "bottom", "fontSize": 10, "lineHeight": 13, "distance": 6},
-            }  # fmt: skip
+                "itemStyle": {"opacity": 1},
+                "label": {"position": "top", "fontSize": 11, "distance": 4},
+            }
         )
-    depth = max((d for _, d in place.values()), default=0)
-    width = max((x for x, _ in place.values()), default=0.0)
+    depth = max((x for x, _ in place.values()), default=0.0)
+    last_row = max((y for _, y in place.values()), default=0.0)
     return {
         "legend": {"data": list(COLOURS), "top": 0},
         "tooltip": {"formatter": "{b}"},
-        "grid": {"left": 30, "right": 30, "top": 40, "bottom": 50},
-        "xAxis": {"type": "value", "show": False, "min": -0.8, "max": width + 0.8},
-        "yAxis": {"type": "value", "show": False, "inverse": True, "min": -0.4, "max": depth + 0.6},
+        "grid": {"left": 10, "right": 10, "top": 40, "bottom": 10},
+        "xAxis": {"type": "value", "show": False, "min": -0.5, "max": depth + 0.5},
+        "yAxis": {"type": "value", "show": False, "inverse": True, "min": -0.8, "max": last_row + 0.6},
         "series": series,
     }
 
