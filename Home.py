@@ -17,8 +17,8 @@ def compress_cards(parent: str) -> None:
     chosen = st.query_params.get("preset")
     for place, (name, preset) in zip(st.columns(len(PRESETS)), PRESETS.items(), strict=True):
         with place.container(border=True):
-            cost = manager.predict_pruning(parent, preset.prune)
             dense = manager.cost(parent)
+            cost = manager.predict_pruning(parent, preset.prune) or dense
             minutes = manager.predicted_seconds(parent, name)
             st.markdown(f"**{preset.title}**  \n{preset.help}")
             st.caption(

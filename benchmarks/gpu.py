@@ -17,7 +17,7 @@ import torch
 
 from core.pruning.masks import apply_masks, prune_weights
 from core.pruning.plans import make_plan
-from core.pruning.scores import sliced_l2
+from core.pruning.scores import sliced_norm
 from core.pruning.surgery import cut, zero
 from core.specs import PruneSpec
 from dcaecore import DCAE, VARIANTS, Layout, sites
@@ -47,7 +47,7 @@ def shape(name: str, image_size: int, batch_size: int) -> dict[str, Any]:
     config = VARIANTS[name]
     model = DCAE(config).cuda().eval()
     state = model.state_dict()
-    scores = {n: sliced_l2(state, config, Layout(), s) for n, s in sites(config).items()}
+    scores = {n: sliced_norm(state, config, Layout(), s, 2) for n, s in sites(config).items()}
     x = torch.rand(batch_size, 3, image_size, image_size, device="cuda") * 2 - 1
     z = model.encode(x)
     found: dict[str, Any] = {

@@ -78,13 +78,17 @@ class ModelManager(Views):
         config, layout = self.shape(ref)
         return estimate(config, layout, image_size=max(image_size, config.spatial_compression), batch_size=batch_size)
 
-    def predict_pruning(self, parent: Ref, spec: SpecLike, *, image_size: int = 128) -> Cost:
-        """What a structured pruning will cost, before anything runs; exact, as the rounding rule is."""
+    def predict_pruning(self, parent: Ref, spec: SpecLike, *, image_size: int = 128) -> Cost | None:
+        """What a pruning will cost, before anything runs; exact, as the rounding rule is.
+
+        None where only the scores can tell: sites that are ranked together.
+        """
         config, layout = self.shape(parent)
         checked = _checked("prune", spec)
         assert isinstance(checked, PruneSpec)
         size = max(image_size, config.spatial_compression)
-        return estimate(config, predicted_layout(config, layout, checked), image_size=size)
+        predicted = predicted_layout(config, layout, checked)
+        return None if predicted is None else estimate(config, predicted, image_size=size)
 
     def get_model_metrics(self, ref: Ref) -> dict[str, float | None]:
         """Facts, test figures and the newest benchmark figures of a model, by metric key."""
@@ -136,9 +140,12 @@ class ModelManager(Views):
         """Submits a pruning; the spec is checked against the parent first."""
         checked = _checked("prune", spec)
         assert isinstance(checked, PruneSpec)
-        if isinstance(parent, str) and checked.method == "l2_structured":
+        if checked.needs_calibration:
+            self._check_size(parent, checked.calibration_size)
+        if isinstance(parent, str):
             self.predict_pruning(parent, checked)
-        return self._submit(checked, parent, device=device, name=name or model_name("dcae", checked.method, checked.rate))
+        what = f"{checked.score}structured" if checked.method == "structured" else checked.method
+        return self._submit(checked, parent, device=device, name=name or model_name("dcae", what, checked.rate))
 
     def retrain_model(
         self, parent: Parent, spec: SpecLike = None, *, device: str | None = None, name: str | None = None
@@ -208,13 +215,13 @@ class ModelManager(Views):
         """Roughly how long a preset's training takes: by the last measured step of this store, else by MACs."""
         chosen = PRESETS[preset].retrain
         dense = self.cost(parent, image_size=chosen.image_size)
-        macs = self.predict_pruning(parent, PRESETS[preset].prune, image_size=chosen.image_size).macs
+        cost = self.predict_pruning(parent, PRESETS[preset].prune, image_size=chosen.image_size)
+        macs = (cost or dense).macs
         for job in jobs.list_jobs(self.store, ("done",), 50):
             if job.operation == "retrain" and job.model_id and "step_s" in job.result:
                 made = self.cost(job.model_id, image_size=int(job.spec["image_size"]))
                 pace = job.result["step_s"] / (made.macs * int(job.spec["batch_size"]))
                 return float(pace * macs * chosen.batch_size * chosen.total_steps)
-        assert dense.macs > 0
         return 3 * macs * chosen.batch_size * chosen.total_steps / (BACKGROUND_STEP_GMACS_PER_S * 1e9)
 
     # Jobs -----------------------------------------------------------------------------------------------------------------

@@ -19,11 +19,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 SPEC_VERSION = 1
 
 DType = Literal["float32", "bfloat16"]
-PruneMethod = Literal["l1_unstructured", "global_magnitude", "l2_structured"]
+PruneMethod = Literal["l1_unstructured", "global_magnitude", "l2_structured", "structured"]
+UnitScore = Literal["l2", "l1", "lamp", "fpgm", "random", "taylor", "wanda", "qr", "obs"]
 UNSTRUCTURED_METHODS: tuple[str, ...] = ("l1_unstructured", "global_magnitude")
+STRUCTURED_METHODS: tuple[str, ...] = ("l2_structured", "structured")
+CALIBRATED_SCORES: tuple[str, ...] = ("taylor", "wanda", "qr", "obs")
+"""Scores that look at activations or gradients on calibration images."""
 
 METHOD_TITLES: dict[str, str] = {
     "l2_structured": "L2 structured (channels, hidden units, heads: smaller and faster)",
+    "structured": "Structured by any score, with what the removed units did folded into the kept ones",
     "l1_unstructured": "L1 unstructured (single weights, the same share of each layer)",
     "global_magnitude": "Global magnitude (single weights, one ranking over all layers)",
 }
@@ -117,6 +122,44 @@ class PruneSpec(Spec):
         advanced=True,
         when={"method": list(UNSTRUCTURED_METHODS)},
     )
+    score: UnitScore = _field(
+        "obs",
+        "Which units matter: magnitude (l2, l1, lamp, fpgm), the loss's pull (taylor), activations (wanda, qr), the best "
+        "least-squares replacement (obs), or chance (random, the control).",
+        group="Method",
+        when={"method": ["structured"]},
+    )
+    scope: Literal["local", "kind", "global"] = _field(
+        "local",
+        "The same share of each site, or one ranking over all sites (of a kind): shares then differ, the overall one holds.",
+        group="Method",
+        advanced=True,
+        when={"method": ["structured"]},
+    )
+    compensate: bool = _field(
+        True,
+        "Fit what removed units did from the kept ones on calibration images, and fold it into the next layer.",
+        group="Calibration",
+        when={"method": ["structured"]},
+    )
+    calibration_images: int = _field(
+        32, "Training images that scores and fits look at.", group="Calibration", ge=1, le=4096, when={"method": ["structured"]}
+    )
+    calibration_size: int = _field(
+        128, "Their side.", group="Calibration", ge=16, le=4096, unit="px", when={"method": ["structured"]}
+    )
+    calibration_foreground_weight: float = _field(
+        21.0, "Weight of pixels that move in scores and fits; 1 treats all alike.", group="Calibration", ge=1.0, le=1000.0,
+        when={"method": ["structured"]},
+    )  # fmt: skip
+    calibration_data: DataSpec = _field(
+        DataSpec(), "Where calibration images come from: their training part.", group="Calibration", advanced=True,
+        when={"method": ["structured"]},
+    )  # fmt: skip
+    seed: int = _field(
+        0, "Seed of the choice of calibration images and of random scores.", group="Calibration", ge=0, advanced=True,
+        when={"method": ["structured"]},
+    )  # fmt: skip
     part: Literal["both", "encoder", "decoder"] = _field("both", "Which half of the autoencoder is pruned.", group="Where")
     round_to: int = _field(
         1,
@@ -125,21 +168,21 @@ class PruneSpec(Spec):
         ge=1,
         le=64,
         advanced=True,
-        when={"method": ["l2_structured"]},
+        when={"method": list(STRUCTURED_METHODS)},
     )
     kinds: tuple[Literal["mid", "hidden", "heads"], ...] = _field(
         ("mid", "hidden", "heads"),
         "Site kinds to prune: ResBlock mid channels, GLU hidden pairs, attention heads.",
         group="Where",
         advanced=True,
-        when={"method": ["l2_structured"]},
+        when={"method": list(STRUCTURED_METHODS)},
     )
     stage_rates: dict[str, float] = _field(
         {},
         "Rates of single stages that override `rate`, such as {'decoder.stages.2': 0.3}; 0 locks the stage.",
         group="Where",
         advanced=True,
-        when={"method": ["l2_structured"]},
+        when={"method": list(STRUCTURED_METHODS)},
     )
 
     @field_validator("rate", "threshold", mode="before")
@@ -160,12 +203,17 @@ class PruneSpec(Spec):
     @model_validator(mode="after")
     def _rate_or_threshold(self) -> PruneSpec:
         if self.threshold is not None and self.method not in UNSTRUCTURED_METHODS:
-            raise ValueError("threshold applies to the unstructured methods; l2_structured takes a rate")
+            raise ValueError("threshold applies to the unstructured methods; the structured ones take a rate")
         if self.threshold is None and self.rate is None:
             raise ValueError("give a rate (0.1 to 0.9) or, for the unstructured methods, a threshold")
         if self.threshold is not None and self.rate is not None:
             raise ValueError("give a rate or a threshold, not both (set rate to null to use a threshold)")
         return self
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether images are looked at."""
+        return self.method == "structured" and (self.compensate or self.score in CALIBRATED_SCORES)
 
 
 class RetrainSpec(Spec):

@@ -40,17 +40,16 @@ with right:
     st.caption(METHOD_TITLES[values["method"]])
     with guarded():
         before, after = manager.cost(row.id), manager.predict_pruning(row.id, values)
-        cards = st.columns(3)
-        for place, (title, a, b, scale, unit) in zip(
-            cards,
-            (
+        if after is None:
+            st.caption("Sites are ranked together: the widths, and with them the cost, are known once the units are scored.")
+        else:
+            rows = (
                 ("Parameters", before.parameters, after.parameters, 1e6, "M"),
                 ("Decode MACs", before.decode_macs, after.decode_macs, 1e9, "G"),
                 ("Weights", before.weight_bytes, after.weight_bytes, 1e6, "MB"),
-            ),
-            strict=True,
-        ):
-            place.metric(title, f"{b / scale:.2f} {unit}", f"{b / a - 1:+.1%}", delta_color="inverse", border=True)
+            )
+            for place, (title, a, b, scale, unit) in zip(st.columns(3), rows, strict=True):
+                place.metric(title, f"{b / scale:.2f} {unit}", f"{b / a - 1:+.1%}", delta_color="inverse", border=True)
         if values["method"] in UNSTRUCTURED_METHODS:
             st.caption("Single weights become zero: the file compresses better, the speed on dense kernels stays as it is.")
         then = st.toggle(

@@ -7,13 +7,19 @@ import json
 from core.errors import CoreError
 from core.names import model_name
 from core.operations.context import Context, Outcome
+from core.operations.images import open_parts
 from core.operations.models import Loaded, load, new_model
+from core.pruning.calibration import CalibrationImages, check_enough, draw, gradients, statistics
+from core.pruning.compensation import compensate
 from core.pruning.masks import apply_masks, prunable, prune_weights
-from core.pruning.plans import achieved, make_plan
-from core.pruning.scores import l2_scores
+from core.pruning.plans import achieved, kept_count, make_plan, site_rates
+from core.pruning.scores import STATISTICS_SCORES, Scores, score_units
 from core.pruning.surgery import cut
 from core.specs import UNSTRUCTURED_METHODS, PruneSpec
+from dcaecore import BatchStream, sites
 from store import NewModel
+
+CALIBRATION_BATCH = 8
 
 
 def run(spec: PruneSpec, context: Context) -> Outcome:
@@ -22,20 +28,33 @@ def run(spec: PruneSpec, context: Context) -> Outcome:
         raise CoreError("Pruning needs a parent model.", code="no_parent")
     parent = load(context.store, context.job.parent_model_id)
     context.progress(0.2, "scoring", force=True)
-    name = context.job.name if context.job.name != "prune" else model_name(parent.row.family, spec.method, spec.rate)
+    what = f"{spec.score}structured" if spec.method == "structured" else spec.method
+    name = context.job.name if context.job.name != "prune" else model_name(parent.row.family, what, spec.rate)
     made, result = (_unstructured if spec.method in UNSTRUCTURED_METHODS else _structured)(spec, context, parent, name)
     context.check()
     return Outcome(model=made, result=result)
 
 
 def _structured(spec: PruneSpec, context: Context, parent: Loaded, name: str) -> tuple[NewModel, dict]:
-    model = parent.model
-    plan = make_plan(model.config, model.layout, l2_scores(model), spec, parent=parent.row.id)
+    model = parent.model.to(context.device)
+    names = list(site_rates(model.config, spec))
+    images, dataset = _calibration_images(spec, context, parent) if spec.needs_calibration else (None, None)
+    scores = _scores(spec, context, parent, names, images)
+    plan = make_plan(model.config, model.layout, scores, spec, parent=parent.row.id)
     share = achieved(model.config, model.layout, plan)
-    context.progress(0.5, "cutting", force=True)
-    result = cut(model.state_dict(), model.config, model.layout, plan.keep, masks=parent.masks)
+    state = model.state_dict()
+    if images is not None and spec.method == "structured" and spec.compensate:
+
+        def report(fraction: float) -> None:
+            context.check()
+            context.progress(0.5 + 0.4 * fraction, "folding removed units into the kept ones")
+
+        context.log("info", f"Fitting on {images.count} calibration images.")
+        state = compensate(model, plan.keep, images, masks=parent.masks, progress=report)
+    context.progress(0.9, "cutting", force=True)
+    result = cut(state, model.config, model.layout, plan.keep, masks=parent.masks)
     for site, units in plan.keep.items():
-        context.log("info", f"{site}: {len(units)} units kept")
+        context.log("info", f"{site}: {len(units)} of {model.layout.width(sites(model.config)[site])} units kept")
     digest = context.store.blobs.put_bytes(json.dumps(plan.to_json(), sort_keys=True).encode())
     context.log("info", f"Asked for {spec.rate}, removed {share:.4f} of the units.")
     made = new_model(
@@ -43,13 +62,38 @@ def _structured(spec: PruneSpec, context: Context, parent: Loaded, name: str) ->
         name=name,
         kind="pruned",
         spec=spec,
-        state=result.state,
+        state={name: value.cpu() for name, value in result.state.items()},
         config=model.config,
         layout=result.layout,
         masks=result.masks,
         parents=[("parent", parent.row.id)],
+        dataset=dataset,
     )
     return made, {"plan": plan.id, "plan_digest": digest, "achieved_rate": share}
+
+
+def _calibration_images(spec: PruneSpec, context: Context, parent: Loaded) -> tuple[CalibrationImages, dict]:
+    parent.model.config.check_image_size(spec.calibration_size, spec.calibration_size)
+    (part,) = open_parts(spec.calibration_data, spec.calibration_size, context, "train")
+    batch = min(CALIBRATION_BATCH, spec.calibration_images)
+    stream = BatchStream(part.cache, part.rows, batch_size=batch, seed=spec.seed, skip_broken=spec.calibration_data.skip_broken)
+    images = draw(stream, spec.calibration_images, spec.calibration_foreground_weight)
+    return images, {**part.frames.identity(part.rows), "image_size": spec.calibration_size, "seed": spec.seed}
+
+
+def _scores(spec: PruneSpec, context: Context, parent: Loaded, names: list[str], images: CalibrationImages | None) -> Scores:
+    model = parent.model
+    score = spec.score if spec.method == "structured" else "l2"
+    context.progress(0.2, f"scoring by {score}", force=True)
+    found = pull = None
+    if images is not None and (score in STATISTICS_SCORES or spec.compensate):
+        found = statistics(model, images, names)
+        known = sites(model.config)
+        kept = {name: kept_count(model.layout.width(known[name]), rate) for name, rate in site_rates(model.config, spec).items()}
+        check_enough(model, found, kept, images.count)
+    if images is not None and score == "taylor":
+        pull = gradients(model, images, foreground_weight=spec.calibration_foreground_weight)
+    return score_units(model, score, statistics=found, gradients=pull, seed=spec.seed, names=names)
 
 
 def _unstructured(spec: PruneSpec, context: Context, parent: Loaded, name: str) -> tuple[NewModel, dict]:

@@ -16,11 +16,15 @@ from typing import Any
 import numpy as np
 
 from core.errors import CoreError
-from core.specs import PruneSpec
+from core.specs import STRUCTURED_METHODS, PruneSpec
 from dcaecore.config import DCAEConfig
 from dcaecore.layout import Layout, Site, sites
 
 PLAN_VERSION = 1
+LEAST_SHARE = 0.1
+"""What a site keeps at least where sites are ranked together."""
+COMPARABLE_SCORES = ("lamp", "taylor", "obs", "random")
+"""Scores that mean the same in every site; the others are magnitudes of their site."""
 
 
 @dataclass(frozen=True)
@@ -93,24 +97,73 @@ def _count(site: Site, units: int, rate: float, spec: PruneSpec) -> int:
 
 
 def make_plan(config: DCAEConfig, layout: Layout, scores: Mapping[str, np.ndarray], spec: PruneSpec, *, parent: str = "") -> Plan:
-    """Keeps the units of highest score of each site; ties keep the lower index. `scores[site]` is `(units,)`."""
-    known, keep = sites(config), {}
-    for name, rate in site_rates(config, spec).items():
-        values = np.asarray(scores[name], dtype=np.float64)
-        if not np.isfinite(values).all():
+    """Keeps the units of highest score; ties keep the lower index. `scores[site]` is `(units,)`.
+
+    `local` scope applies the rate to each site. `kind` and `global` rank the units of all sites (of a kind) together, magnitudes
+    over their site's mean, and remove the share of their sum that the sites' rates ask for; each site keeps a tenth at least.
+    """
+    known, rates = sites(config), site_rates(config, spec)
+    values = {name: np.asarray(scores[name], dtype=np.float64) for name in rates}
+    for name, own in values.items():
+        if not np.isfinite(own).all():
             raise CoreError(f"Scores of {name} are not finite: the model's weights are damaged.", code="not_finite")
-        count = _count(known[name], len(values), rate, spec)
-        best = np.argsort(-values, kind="stable")[:count]
+    counts = {name: _count(known[name], len(values[name]), rate, spec) for name, rate in rates.items()}
+    if spec.scope != "local" and spec.method == "structured":
+        counts = _ranked_counts(known, values, counts, spec)
+    keep = {}
+    for name, count in counts.items():
+        best = np.argsort(-values[name], kind="stable")[:count]
         keep[name] = tuple(int(i) for i in np.sort(best))
     return Plan(parent, layout.digest(), keep)
 
 
-def predicted_layout(config: DCAEConfig, layout: Layout, spec: PruneSpec) -> Layout:
-    """A layout of the widths that a structured spec will lead to; which units stay does not change any cost."""
-    if spec.method != "l2_structured":
+def _ranked_counts(
+    known: Mapping[str, Site], values: Mapping[str, np.ndarray], counts: Mapping[str, int], spec: PruneSpec
+) -> dict[str, int]:
+    """Kept units of each site where sites are ranked together."""
+    pools: dict[str, list[str]] = {}
+    for name in values:
+        pools.setdefault(known[name].kind if spec.scope == "kind" else "all", []).append(name)
+    kept: dict[str, int] = {}
+    for names in pools.values():
+        least = {name: max(1, math.ceil(len(values[name]) * LEAST_SHARE)) for name in names}
+        ranked = []
+        for name in names:
+            own = values[name]
+            if spec.score in COMPARABLE_SCORES:
+                scaled = own
+            else:
+                scaled = own / max(float(own.mean()), np.finfo(np.float64).tiny)
+            order = np.sort(scaled)[: len(own) - least[name]]
+            ranked += [(float(value), name) for value in order]
+        ranked.sort()
+        gone = sum(len(values[name]) - counts[name] for name in names)
+        if gone > len(ranked):
+            raise CoreError(
+                f"{gone} units cannot go: each site keeps a tenth of its units.", code="rate", given=spec.rate, next="Prune less."
+            )
+        removed: dict[str, int] = dict.fromkeys(names, 0)
+        for _, name in ranked[:gone]:
+            removed[name] += 1
+        for name in names:
+            step = 1 if known[name].kind == "heads" else spec.round_to
+            left = len(values[name]) - removed[name]
+            kept[name] = min(len(values[name]), math.ceil(left / step) * step)
+    return {name: kept[name] for name in values}
+
+
+def predicted_layout(config: DCAEConfig, layout: Layout, spec: PruneSpec) -> Layout | None:
+    """A layout of the widths that a spec will lead to; which units stay does not change any cost.
+
+    None where only the scores can tell: sites that are ranked together.
+    """
+    if spec.method not in STRUCTURED_METHODS:
         return layout
+    rates = site_rates(config, spec)
+    if spec.method == "structured" and spec.scope != "local":
+        return None
     known, keep = sites(config), {}
-    for name, rate in site_rates(config, spec).items():
+    for name, rate in rates.items():
         keep[name] = tuple(range(_count(known[name], layout.width(known[name]), rate, spec)))
     return layout.compose(config, keep)
 

@@ -1,65 +1,230 @@
-"""Scores of units: the L2 norm over all the weights that go with a unit.
+"""Scores of units, `(units,)` float64 for each site; the higher, the more a unit matters.
 
-torch-pruning computes the scores of ResBlock channels (`GroupMagnitudeImportance` over its dependency group of the block). For
-GLU pairs and attention heads its groups are wrong (of a GLU it sees half of the last convolution; of LiteMLA no head), so those
-are summed here over the slices of `units.py`. A test holds the two equal where both are right.
+Weights alone: `l1`, `l2` (norm of all the weights that go with a unit), `lamp` (layer-adaptive magnitude, arXiv 2010.07611),
+`fpgm` (distance to the other units' weights, arXiv 1811.00250), `random` (the control).
+Calibration images: `taylor` (first-order change of the loss, arXiv 1906.10771), `wanda` (weight times activation norm, arXiv
+2306.11695), `qr` (order of a column-pivoted QR: linear independence of the activations), `obs` (order of a backward elimination
+that removes, each time, the unit whose best least-squares replacement by the others changes the folding layer's output least:
+optimal brain surgeon, structured as in arXiv 2302.04852).
+
+torch-pruning computes `l2` of ResBlock channels (`GroupMagnitudeImportance` over its dependency group of the block). For GLU pairs
+and attention heads its groups are wrong (of a GLU it sees half of the last convolution; of LiteMLA no head), so those are summed
+here over the slices of `units.py`. A test holds the two equal where both are right.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from core.pruning.units import unit_slices
+from core.errors import CoreError
+from core.pruning.calibration import SiteStatistics
+from core.pruning.units import Slice, feature_units, folding_layer, unit_slices
 from dcaecore import DCAE, Layout, Site, sites
 from dcaecore.config import DCAEConfig
 
+Scores = dict[str, np.ndarray]
+WEIGHT_SCORES = ("l2", "l1", "lamp", "fpgm", "random")
+STATISTICS_SCORES = ("wanda", "qr", "obs")
+SCORES = (*WEIGHT_SCORES, "taylor", *STATISTICS_SCORES)
 
-def l2_scores(model: DCAE) -> dict[str, np.ndarray]:
-    """Score of each unit of each site, `(units,)` float64."""
+
+def score_units(
+    model: DCAE,
+    score: str,
+    *,
+    statistics: Mapping[str, SiteStatistics] | None = None,
+    gradients: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+) -> Scores:
+    """Scores of the named sites (None: all). `statistics` for wanda, qr and obs, `gradients` for taylor (see `calibration`)."""
+    known = sites(model.config)
+    chosen = list(known) if names is None else list(names)
     state = model.state_dict()
-    blocks = dict(model.named_modules())
-    found: dict[str, np.ndarray] = {}
-    for name, site in sites(model.config).items():
-        if site.kind == "mid":
-            found[name] = resblock_scores(blocks[name.rpartition(".")[0]])
-        else:
-            found[name] = sliced_l2(state, model.config, model.layout, site)
+    if score == "random":
+        generator = np.random.default_rng(seed)
+        return {name: generator.random(model.layout.width(known[name])) for name in chosen}
+    if score == "l2":
+        blocks = dict(model.named_modules())
+        return {
+            name: resblock_scores(blocks[name.rpartition(".")[0]])
+            if known[name].kind == "mid"
+            else sliced_norm(state, model.config, model.layout, known[name], 2)
+            for name in chosen
+        }
+    if score == "l1":
+        return {name: sliced_norm(state, model.config, model.layout, known[name], 1) for name in chosen}
+    if score == "lamp":
+        return {name: lamp(sliced_norm(state, model.config, model.layout, known[name], 2)) for name in chosen}
+    if score == "fpgm":
+        return {name: fpgm(unit_vectors(state, model.config, model.layout, known[name])) for name in chosen}
+    if score == "taylor":
+        if gradients is None:
+            raise ValueError("taylor needs gradients")
+        return {name: taylor(state, gradients, model.config, model.layout, known[name]) for name in chosen}
+    if statistics is None:
+        raise ValueError(f"{score} needs statistics")
+    found: Scores = {}
+    for name in chosen:
+        units = feature_units(model.config, model.layout, known[name]).of_unit
+        weight = state[f"{folding_layer(known[name])}.weight"].detach().double().cpu().numpy()
+        gram = statistics[name].gram
+        if not np.isfinite(gram).all():
+            raise CoreError(f"Activations of {name} are not finite: the model is damaged.", code="not_finite", given=name)
+        found[name] = {"wanda": wanda, "qr": pivoted_qr, "obs": obs}[score](weight, gram, units)
     return found
 
 
-def sliced_l2(state: Mapping[str, Tensor], config: DCAEConfig, layout: Layout, site: Site) -> np.ndarray:
-    """L2 norm of each unit's weights (biases left out, as torch-pruning does), by the slices of `units.py`."""
+def sliced_norm(state: Mapping[str, Tensor], config: DCAEConfig, layout: Layout, site: Site, p: int) -> np.ndarray:
+    """L1 or L2 norm of each unit's weights (biases left out, as torch-pruning does), by the slices of `units.py`."""
+    total = _sum_by_unit(
+        {name: value.detach().double().abs() ** p for name, value in _weights(state).items()}, config, layout, site
+    )
+    return np.sqrt(total) if p == 2 else total
+
+
+def taylor(
+    state: Mapping[str, Tensor], gradients: Mapping[str, Tensor], config: DCAEConfig, layout: Layout, site: Site
+) -> np.ndarray:
+    """Absolute first-order change of the loss when a unit's weights vanish: |sum of gradient x weight|."""
+    products = {name: (state[name] * g).detach().double() for name, g in gradients.items()}
+    return np.abs(_sum_by_unit(products, config, layout, site, biases=True))
+
+
+def lamp(norms: np.ndarray) -> np.ndarray:
+    """Squared norm over the sum of the squared norms that are not smaller: comparable over sites."""
+    order = np.argsort(norms, kind="stable")
+    squares = norms[order] ** 2
+    above = np.cumsum(squares[::-1])[::-1]
+    found = np.empty_like(squares)
+    found[order] = squares / np.maximum(above, np.finfo(np.float64).tiny)
+    return found
+
+
+def fpgm(vectors: np.ndarray) -> np.ndarray:
+    """Sum of the distances from each row of `(units, weights)` to all the others."""
+    squares = (vectors**2).sum(axis=1)
+    distances = squares[:, None] + squares[None, :] - 2 * vectors @ vectors.T
+    return np.sqrt(np.maximum(distances, 0)).sum(axis=1)
+
+
+def wanda(weight: np.ndarray, gram: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Norm of what each unit adds to the folding layer's output if channels were uncorrelated; weight `(O, F, k, k)`."""
+    columns = (weight**2).sum(axis=(0, 2, 3)) * np.diag(gram)
+    return np.sqrt(columns[units].sum(axis=1))
+
+
+def pivoted_qr(weight: np.ndarray, gram: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Units in the order in which a column-pivoted QR of the activations takes them; units of several channels by their first."""
+    import scipy.linalg  # half a second: only where it is asked for
+
+    pivots = scipy.linalg.qr(_root(gram), mode="r", pivoting=True)[1]
+    rank = np.empty(len(pivots))
+    rank[pivots] = np.arange(len(pivots), 0, -1)
+    return rank[units].max(axis=1)
+
+
+def obs(weight: np.ndarray, gram: np.ndarray, units: np.ndarray, ridge: float = 1e-4) -> np.ndarray:
+    """Mean squared change of the folding layer's output at which each unit is eliminated, in the best order found greedily.
+
+    Removing the channels q costs `tr(W_q ([H^-1]_qq)^-1 W_q^T)` once the others take over what they can, H being the Gram matrix
+    with a ridge; W and H^-1 are then those of the smaller problem.
+    """
+    count, per_unit = units.shape
+    features = weight.shape[1]
+    inverse = np.linalg.inv(gram + ridge * max(float(np.diag(gram).mean()), 1e-30) * np.eye(features))
+    flat = weight.transpose(0, 2, 3, 1).reshape(-1, features)
+    product = flat.T @ flat  # of W only W^T W is needed
+    alive = np.ones(count, dtype=bool)
+    found = np.zeros(count)
+    reached = 0.0
+    for _ in range(count - 1):
+        blocks = inverse[units[:, :, None], units[:, None, :]]
+        blocks[~alive] = np.eye(per_unit)
+        cores = np.linalg.inv(blocks)
+        costs = np.einsum("uij,uji->u", cores, product[units[:, :, None], units[:, None, :]])
+        costs[~alive] = np.inf
+        unit = int(np.argmin(costs))
+        reached += max(float(costs[unit]), 0.0)
+        found[unit] = reached
+        alive[unit] = False
+        q = units[unit]
+        change = inverse[:, q] @ cores[unit]
+        product = _eliminate(product, change, q)
+        inverse = inverse - change @ inverse[q, :]
+        inverse[q, :] = 0.0
+        inverse[:, q] = 0.0
+    found[alive] = np.nextafter(reached, np.inf)
+    return found
+
+
+def _eliminate(product: np.ndarray, change: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """W^T W after W <- W - W_q change^T, with the columns q then exactly zero."""
+    cross = product[:, q] @ change.T
+    made = product - cross - cross.T + change @ product[np.ix_(q, q)] @ change.T
+    made[q, :] = 0.0
+    made[:, q] = 0.0
+    return made
+
+
+def _root(gram: np.ndarray) -> np.ndarray:
+    """R with R^T R = gram: its columns have the angles and lengths of the activations."""
+    values, vectors = np.linalg.eigh(gram)
+    return np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+
+
+def unit_vectors(state: Mapping[str, Tensor], config: DCAEConfig, layout: Layout, site: Site) -> np.ndarray:
+    """`(units, weights)`: all the weights that go with each unit in a row."""
     units = layout.width(site)
-    total = torch.zeros(units, dtype=torch.float64)
+    found = []
     for part in unit_slices(config, layout, site, range(units)):
         if part.tensor.endswith(".bias"):
             continue
-        value = state[part.tensor].detach().double().square()
-        rows = value.sum(dim=[d for d in range(value.ndim) if d != part.dim]).cpu()[torch.from_numpy(part.indices)]
-        total.index_add_(0, _unit_of(part.indices, site, config, units), rows)
-    return total.sqrt().numpy()
+        value = state[part.tensor].detach().double().cpu().index_select(part.dim, torch.from_numpy(part.indices))
+        flat = value.movedim(part.dim, 0).reshape(len(part.indices), -1)
+        order = torch.argsort(_unit_of(part, site, config, units), stable=True)
+        found.append(flat[order].reshape(units, -1))
+    return torch.cat(found, dim=1).numpy()
 
 
-def _unit_of(indices: np.ndarray, site: Site, config: DCAEConfig, units: int) -> Tensor:
+def _weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name.endswith(".weight")}
+
+
+def _sum_by_unit(
+    values: Mapping[str, Tensor], config: DCAEConfig, layout: Layout, site: Site, *, biases: bool = False
+) -> np.ndarray:
+    """Sum of the values that go with each unit."""
+    units = layout.width(site)
+    total = torch.zeros(units, dtype=torch.float64)
+    for part in unit_slices(config, layout, site, range(units)):
+        if part.tensor.endswith(".bias") and not biases:
+            continue
+        value = values[part.tensor].movedim(part.dim, 0)
+        sums = value.reshape(len(value), -1).sum(dim=1).cpu()
+        total.index_add_(0, _unit_of(part, site, config, units), sums[torch.from_numpy(part.indices)])
+    return total.numpy()
+
+
+def _unit_of(part: Slice, site: Site, config: DCAEConfig, units: int) -> Tensor:
     """The unit that each index of a slice over all units belongs to."""
+    places = np.arange(len(part.indices))
     if site.kind != "heads":
-        return torch.from_numpy(np.arange(len(indices)) % units)
-    # A head's rows lie together; the columns of proj repeat the heads once for each scale.
+        return torch.from_numpy(places % units)
+    # A head's rows of q, k and v lie together; the columns of proj repeat the heads once for each scale.
     dim = config.coder(site.coder).head_dim
-    run = 3 * dim if len(indices) == 3 * dim * units else dim
-    return torch.from_numpy(np.arange(len(indices)) // run % units)
+    return torch.from_numpy(places // (3 * dim if part.dim == 0 else dim) % units)
 
 
 def resblock_scores(block: Any) -> np.ndarray:
     """L2 norm of each middle channel of a ResBlock, by torch-pruning."""
-    import copy
-
     import torch_pruning as tp
 
     block = copy.deepcopy(block).cpu().float().requires_grad_(True)

@@ -49,3 +49,32 @@ def unit_slices(config: DCAEConfig, layout: Layout, site: Site, units: Iterable[
     for scale in range(scales):
         names += [f"{attn}.multiscale.{scale}.depthwise.weight", f"{attn}.multiscale.{scale}.pointwise.weight"]
     return [*(Slice(name, 0, rows_index) for name in names), Slice(f"{attn}.proj.weight", 1, all_columns)]
+
+
+@dataclass(frozen=True)
+class FeatureUnits:
+    """How a site's units lie among the channels that its folding layer reads: unit u owns `of_unit[u]`, `(per_unit,)` each."""
+
+    of_unit: np.ndarray
+    """int64 `(units, per_unit)`."""
+
+    @property
+    def per_unit(self) -> int:
+        return int(self.of_unit.shape[1])
+
+
+def folding_layer(site: Site) -> str:
+    """The module that reads a site's features and takes a fold: the weight's dimension 1 are the features."""
+    prefix = site.name.rpartition(".")[0]
+    return f"{prefix}." + {"mid": "conv2", "hidden": "glu.pointwise", "heads": "attn.proj"}[site.kind]
+
+
+def feature_units(config: DCAEConfig, layout: Layout, site: Site) -> FeatureUnits:
+    """The feature channels of each unit: one (mid, hidden), or head_dim a scale (heads)."""
+    units = layout.width(site)
+    if site.kind != "heads":
+        return FeatureUnits(np.arange(units)[:, None])
+    dim, scales = config.coder(site.coder).head_dim, 1 + len(config.coder(site.coder).scales[site.stage])
+    heads = np.arange(units)[:, None, None] * dim
+    columns = heads + (np.arange(scales) * units * dim)[None, :, None] + np.arange(dim)
+    return FeatureUnits(columns.reshape(units, scales * dim))

@@ -17,7 +17,7 @@ from core.errors import CoreError
 from core.pruning.masks import apply_masks, prunable, prune_weights, smallest
 from core.pruning.ordinary import prune_ordinary
 from core.pruning.plans import Plan, achieved, kept_count, make_plan, predicted_layout, site_rates
-from core.pruning.scores import l2_scores, resblock_scores, sliced_l2
+from core.pruning.scores import resblock_scores, score_units, sliced_norm
 from core.pruning.surgery import cut, zero
 from core.specs import PruneSpec
 from dcaecore import DCAE, VARIANTS, ConfigError, DCAEConfig, Layout, load_model, save_model, sites
@@ -108,7 +108,7 @@ def test_two_prunings_with_save_and_load_between(tmp_path):
     previous = Layout()
     for generation in (1, 2):
         before = {name: model.layout.width(site) for name, site in sites(config).items()}
-        plan = make_plan(config, model.layout, l2_scores(model), spec, parent="m_x")
+        plan = make_plan(config, model.layout, score_units(model, "l2"), spec, parent="m_x")
         result = cut(model.state_dict(), config, model.layout, plan.keep)
         path = tmp_path / f"{generation}.safetensors"
         save_model(path, result.state, config=config, layout=result.layout)
@@ -130,7 +130,7 @@ def test_resblock_scores_and_surgery_agree_with_torch_pruning():
     site = sites(model.config)["encoder.stages.1.blocks.0.mid"]
     block = model.encoder.stages[1].blocks[0]
     theirs = resblock_scores(block)
-    ours = sliced_l2(model.state_dict(), model.config, Layout(), site)
+    ours = sliced_norm(model.state_dict(), model.config, Layout(), site, 2)
     assert np.allclose(theirs, ours, rtol=1e-5)
     gone = [0, 3]
     kept = [i for i in range(site.total) if i not in gone]
@@ -216,7 +216,7 @@ def test_l1_unstructured_takes_the_rate_of_each_layer_and_a_threshold_is_absolut
 def test_refusals_say_why():
     model = MODELS["dc-ae-f32c32-in"]
     spec = PruneSpec(method="l2_structured", rate=0.5)
-    plan = make_plan(model.config, Layout(), l2_scores(model), spec, parent="m_a")
+    plan = make_plan(model.config, Layout(), score_units(model, "l2"), spec, parent="m_a")
     assert Plan.from_json(plan.to_json()) == plan
     narrower = plan.apply_to(model.config, Layout())
     with pytest.raises(CoreError, match="made for another model"):

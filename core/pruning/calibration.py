@@ -1,0 +1,173 @@
+"""Calibration: what flows through each site on real images, and how strongly the loss pulls on each weight.
+
+A site's *features* are the channels that its folding layer reads (the input of a ResBlock's second convolution, of a GLU's point
+convolution, of an attention's projection): everything that its units give to the rest of the network. Their Gram matrix, over all
+pixels of all calibration images, is all that activation-aware scores and the least-squares fold need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core.errors import CoreError
+from core.pruning.units import feature_units, folding_layer
+from dcaecore import DCAE, BatchStream, ReconstructionLoss, sites
+
+
+class _Reached(Exception):
+    """Ends a forward pass once the features that were waited for are there."""
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """Images with the weight of each pixel.
+
+    `images` and `weights` hold batches: float32 `(B, 3, S, S)` in [-1, 1] and float32 `(B, 1, S, S)`, the weight being
+    `foreground_weight` where something moves and 1 elsewhere.
+    """
+
+    images: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...]
+    contents: tuple[Tensor, ...]
+    foregrounds: tuple[Tensor, ...]
+
+    @property
+    def count(self) -> int:
+        return sum(len(batch) for batch in self.images)
+
+
+def draw(stream: BatchStream, num_images: int, foreground_weight: float) -> CalibrationImages:
+    """The first `num_images` of a stream's order, in batches of the stream's size."""
+    batches = [stream.batch(step) for step in range(-(-num_images // stream.batch_size))]
+    weights = [1.0 + (foreground_weight - 1.0) * batch.foreground_B1HW.float() for batch in batches]
+    return CalibrationImages(
+        tuple(batch.images_BCHW for batch in batches),
+        tuple(weights),
+        tuple(batch.content_B1HW for batch in batches),
+        tuple(batch.foreground_B1HW for batch in batches),
+    )
+
+
+def pixel_weights(weights_B1HW: Tensor, features_BCHW: Tensor) -> Tensor:
+    """The weight of each pixel of a feature map, `(B * h * w, 1)` float64: the mean over the image pixels that it covers."""
+    height, width = features_BCHW.shape[-2:]
+    small = F.adaptive_avg_pool2d(weights_B1HW.to(features_BCHW.device), (height, width))
+    return small.permute(0, 2, 3, 1).reshape(-1, 1).double()
+
+
+def rows(features_BCHW: Tensor) -> Tensor:
+    """`(B * h * w, C)` float64."""
+    return features_BCHW.detach().permute(0, 2, 3, 1).reshape(-1, features_BCHW.shape[1]).double()
+
+
+@contextmanager
+def _hooked(model: nn.Module, names: Sequence[str], take: Callable[[str, Tensor], None]) -> Iterator[None]:
+    modules = dict(model.named_modules())
+
+    def hook(name: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        take(name, inputs[0])
+
+    handles = [modules[name].register_forward_pre_hook(partial(hook, name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def features_of(model: DCAE, layer: str, images: Tensor) -> Tensor:
+    """What one layer reads on a batch; the forward pass ends there."""
+    found: list[Tensor] = []
+
+    def take(_name: str, value: Tensor) -> None:
+        found.append(value)
+        raise _Reached
+
+    with _hooked(model, [layer], take):
+        try:
+            model(images)
+        except _Reached:
+            pass
+    return found[0]
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """Second moments of a site's features: `gram[i, j]` is the weighted mean of f_i f_j over `pixels` pixels."""
+
+    gram: np.ndarray
+    pixels: int
+
+
+@torch.no_grad()
+def statistics(model: DCAE, images: CalibrationImages, names: Sequence[str]) -> dict[str, SiteStatistics]:
+    """The statistics of the named sites in one pass over the images."""
+    known = sites(model.config)
+    layers = {folding_layer(known[name]): name for name in names}
+    grams: dict[str, Tensor] = {}
+    totals: dict[str, float] = dict.fromkeys(names, 0.0)
+    pixels: dict[str, int] = dict.fromkeys(names, 0)
+    device = next(model.parameters()).device
+    for batch, weights in zip(images.images, images.weights, strict=True):
+
+        def take(layer: str, value: Tensor, weights: Tensor = weights) -> None:
+            name = layers[layer]
+            x, w = rows(value), pixel_weights(weights, value)
+            gram = x.T @ (x * w)
+            grams[name] = gram if name not in grams else grams[name] + gram
+            totals[name] += float(w.sum())
+            pixels[name] += len(x)
+
+        with _hooked(model, list(layers), take):
+            model(batch.to(device))
+    return {name: SiteStatistics((grams[name] / totals[name]).cpu().numpy(), pixels[name]) for name in names}
+
+
+def check_enough(model: DCAE, found: Mapping[str, SiteStatistics], kept: Mapping[str, int], num_images: int) -> None:
+    """Raises CoreError where a fit would have more unknowns than samples: says how many images it needs."""
+    needed, worst = 0, ""
+    for name, site in sites(model.config).items():
+        if name in found and name in kept:
+            unknowns = kept[name] * feature_units(model.config, model.layout, site).per_unit
+            images = -(-unknowns * num_images // found[name].pixels)
+            if images > needed:
+                needed, worst = images, f"{name} fits {unknowns} channels from {found[name].pixels} pixels"
+    if needed > num_images:
+        raise CoreError(
+            f"{num_images} calibration images are too few: {worst}.",
+            code="calibration",
+            given=num_images,
+            legal=f"at least {needed} images",
+            next="Raise calibration_images, or calibrate at a larger image size.",
+        )
+
+
+def gradients(model: DCAE, images: CalibrationImages, *, foreground_weight: float) -> dict[str, Tensor]:
+    """Mean gradient of the reconstruction loss (L1 + MSE) by parameter name, on the calibration images; the model is unchanged."""
+    loss = ReconstructionLoss("l1+mse", foreground_weight=foreground_weight)
+    parameters = dict(model.named_parameters())
+    frozen = [name for name, p in parameters.items() if not p.requires_grad]
+    device = next(model.parameters()).device
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    model.requires_grad_(True)
+    try:
+        for batch, content, moving in zip(images.images, images.contents, images.foregrounds, strict=True):
+            x = batch.to(device)
+            value, _ = loss(model(x), x, content.to(device), moving.to(device))
+            found = torch.autograd.grad(value, list(parameters.values()))
+            for name, gradient in zip(parameters, found, strict=True):
+                total[name] += gradient * (len(batch) / images.count)
+    finally:
+        for name in frozen:
+            parameters[name].requires_grad_(False)
+    return total
