@@ -117,7 +117,7 @@ def test_masked_weights_stay_zero_under_a_fold(tiny):
 def test_obs_eliminates_what_least_squares_misses_least(units, per_unit, seed):
     generator = np.random.default_rng(seed)
     features = units * per_unit
-    x = generator.normal(size=(200, features)) @ generator.normal(size=(features, features))
+    x = generator.normal(size=(200, features)) @ (np.eye(features) + 0.3 * generator.normal(size=(features, features)))
     weight = generator.normal(size=(5, features, 1, 1))
     owned = np.arange(features).reshape(units, per_unit)
     gram = x.T @ x / len(x)
