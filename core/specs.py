@@ -170,9 +170,16 @@ class PruneSpec(Spec):
         advanced=True,
         when={"method": list(STRUCTURED_METHODS)},
     )
-    kinds: tuple[Literal["mid", "hidden", "heads"], ...] = _field(
+    kinds: tuple[Literal["mid", "hidden", "heads", "stream"], ...] = _field(
         ("mid", "hidden", "heads"),
-        "Site kinds to prune: ResBlock mid channels, GLU hidden pairs, attention heads.",
+        "Site kinds to prune: ResBlock mid channels, GLU hidden pairs, attention heads, and the residual stream of each stage.",
+        group="Where",
+        advanced=True,
+        when={"method": list(STRUCTURED_METHODS)},
+    )
+    stream_norms: Literal["plain", "exact"] = _field(
+        "plain",
+        "RMS norms over a cut stream: norm what is left, or go on as if the removed channels were there and zero.",
         group="Where",
         advanced=True,
         when={"method": list(STRUCTURED_METHODS)},

@@ -7,7 +7,7 @@ another one.
 Notable choices:
 - RMS norm in plain torch, over the channels of each pixel: float64 and bfloat16 work and nothing needs to be built.
 - Attention accumulates in `promote_types(dtype, float32)`: bfloat16 stays stable and float64 tests stay float64 tests.
-- The parameter-free shortcuts are reshapes: no weights, nothing to prune.
+- The parameter-free shortcuts are reshapes, and index gathers where channels were cut.
 """
 
 from __future__ import annotations
@@ -40,9 +40,13 @@ class RMSNorm2d(nn.Module):
         return torch.addcmul(self.bias.view(-1, 1, 1), unit_BCHW, self.weight.view(-1, 1, 1))
 
 
-def make_norm(name: str, channels: int) -> nn.Module:
-    """`trms2d` or `bn2d`."""
-    return nn.BatchNorm2d(channels) if name == "bn2d" else RMSNorm2d(channels)
+def make_norm(name: str, channels: int, total: int | None = None) -> nn.Module:
+    """`trms2d` or `bn2d`, over `channels` left of `total`.
+
+    Where channels were cut the RMS is over fewer: `eps * total / channels`, with the weight scaled by `sqrt(total / channels)` at
+    the cut, is what the full norm computes with the others at zero.
+    """
+    return nn.BatchNorm2d(channels) if name == "bn2d" else RMSNorm2d(channels, NORM_EPS * (total or channels) / channels)
 
 
 def make_act(name: str) -> nn.Module:
@@ -53,12 +57,12 @@ def make_act(name: str) -> nn.Module:
 class ResBlock(nn.Module):
     """3x3 conv, activation, 3x3 conv, norm, plus the input; `mid` channels lie between the convolutions."""
 
-    def __init__(self, channels: int, mid: int, *, norm: str, act: str) -> None:
+    def __init__(self, channels: int, mid: int, *, norm: str, act: str, total: int | None = None) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, mid, 3, padding=1)
         self.act = make_act(act)
         self.conv2 = nn.Conv2d(mid, channels, 3, padding=1, bias=False)
-        self.norm = make_norm(norm, channels)
+        self.norm = make_norm(norm, channels, total)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return x_BCHW + self.norm(self.conv2(self.act(self.conv1(x_BCHW))))
@@ -84,14 +88,16 @@ class LiteMLA(nn.Module):
     quadratic form is cheaper and is used, as in the reference.
     """
 
-    def __init__(self, channels: int, heads: int, *, head_dim: int, scales: Sequence[int], norm: str) -> None:
+    def __init__(
+        self, channels: int, heads: int, *, head_dim: int, scales: Sequence[int], norm: str, total: int | None = None
+    ) -> None:
         super().__init__()
         self.head_dim = head_dim
         width = heads * head_dim
         self.qkv = nn.Conv2d(channels, 3 * width, 1, bias=False)
         self.multiscale = nn.ModuleList(MultiScale(heads, head_dim, kernel) for kernel in scales)
         self.proj = nn.Conv2d(width * (1 + len(scales)), channels, 1, bias=False)
-        self.norm = make_norm(norm, channels)
+        self.norm = make_norm(norm, channels, total)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         qkv = self.qkv(x_BCHW)
@@ -126,13 +132,13 @@ class GLUMBConv(nn.Module):
     1x1 conv to 2 * hidden, SiLU, depthwise 3x3, x * act(gate), 1x1 conv, norm.
     """
 
-    def __init__(self, channels: int, hidden: int, *, norm: str, act: str) -> None:
+    def __init__(self, channels: int, hidden: int, *, norm: str, act: str, total: int | None = None) -> None:
         super().__init__()
         self.inverted = nn.Conv2d(channels, 2 * hidden, 1)
         self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
         self.pointwise = nn.Conv2d(hidden, channels, 1, bias=False)
         self.act = make_act(act)
-        self.norm = make_norm(norm, channels)
+        self.norm = make_norm(norm, channels, total)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x, gate = self.depthwise(self.act(self.inverted(x_BCHW))).chunk(2, dim=1)
@@ -142,64 +148,128 @@ class GLUMBConv(nn.Module):
 class EViTBlock(nn.Module):
     """LiteMLA, then GLUMBConv, each with its residual."""
 
-    def __init__(self, channels: int, heads: int, hidden: int, *, head_dim: int, scales: Sequence[int], norm: str) -> None:
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        hidden: int,
+        *,
+        head_dim: int,
+        scales: Sequence[int],
+        norm: str,
+        total: int | None = None,
+    ) -> None:
         super().__init__()
-        self.attn = LiteMLA(channels, heads, head_dim=head_dim, scales=scales, norm=norm)
-        self.glu = GLUMBConv(channels, hidden, norm=norm, act="silu")
+        self.attn = LiteMLA(channels, heads, head_dim=head_dim, scales=scales, norm=norm, total=total)
+        self.glu = GLUMBConv(channels, hidden, norm=norm, act="silu", total=total)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.glu(self.attn(x_BCHW))
 
 
-def average_channels(x_BCHW: Tensor, channels: int) -> Tensor:
-    """Mean over groups of adjacent channels: `(B, C, H, W)` to `(B, channels, H, W)`; C is a multiple of `channels`."""
-    return x_BCHW.unflatten(1, (channels, -1)).mean(2)
+Channels = Sequence[int]
+"""Original channels that are there, ascending."""
 
 
-def duplicate_channels(x_BCHW: Tensor, channels: int) -> Tensor:
-    """Each channel repeated in place: `(B, C, H, W)` to `(B, channels, H, W)`; `channels` is a multiple of C."""
-    return x_BCHW.repeat_interleave(channels // x_BCHW.shape[1], dim=1)
+class Average(nn.Module):
+    """Mean over groups of adjacent channels: `(B, C, H, W)` to `(B, channels, H, W)`; C is a multiple of `channels`.
+
+    Where channels were cut (`kept_in` of C, `kept_out` of `channels`), a gather: what is missing counts as zero.
+    """
+
+    index: Tensor | None
+
+    def __init__(self, total_in: int, total_out: int, kept_in: Channels, kept_out: Channels) -> None:
+        super().__init__()
+        self.group = total_in // total_out
+        wanted = [self.group * j + k for j in kept_out for k in range(self.group)]
+        self.register_buffer("index", _gather_index(wanted, kept_in, total_in), persistent=False)
+        self.channels_out = len(kept_out)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return _gather(x_BCHW, self.index).unflatten(1, (self.channels_out, self.group)).mean(2)
+
+
+class Duplicate(nn.Module):
+    """Each channel repeated in place: `(B, C, H, W)` to `(B, channels, H, W)`; `channels` is a multiple of C.
+
+    Where channels were cut, a gather: what is missing counts as zero.
+    """
+
+    index: Tensor | None
+
+    def __init__(self, total_in: int, total_out: int, kept_in: Channels, kept_out: Channels) -> None:
+        super().__init__()
+        self.repeats = total_out // total_in
+        is_whole = len(kept_in) == total_in and len(kept_out) == total_out
+        wanted = [j // self.repeats for j in kept_out]
+        self.register_buffer("index", None if is_whole else _gather_index(wanted, kept_in, -1), persistent=False)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW.repeat_interleave(self.repeats, dim=1) if self.index is None else _gather(x_BCHW, self.index)
+
+
+def _gather_index(wanted: Sequence[int], kept: Channels, total: int) -> Tensor | None:
+    """Where each wanted channel lies among the kept ones; one past their end where it is missing; None where all are in place."""
+    if len(kept) == total and list(wanted) == list(range(total)):
+        return None
+    place = {channel: position for position, channel in enumerate(kept)}
+    # On the CPU whatever the default: a skeleton on the meta device still needs its indices.
+    return torch.tensor([place.get(channel, len(kept)) for channel in wanted], device="cpu")
+
+
+def _gather(x_BCHW: Tensor, index: Tensor | None) -> Tensor:
+    if index is None:
+        return x_BCHW
+    return F.pad(x_BCHW, (0, 0, 0, 0, 0, 1)).index_select(1, index)
+
+
+def _fours(channels: Channels) -> list[int]:
+    """The channels that a pixel-unshuffle makes of each, or that a pixel-shuffle reads for each."""
+    return [4 * channel + part for channel in channels for part in range(4)]
 
 
 class Downsample(nn.Module):
     """Halves height and width: conv + pixel-unshuffle, or a stride-2 conv.
 
-    The shortcut is a pixel-unshuffle, then means over adjacent channels.
+    The shortcut is a pixel-unshuffle, then means over adjacent channels. `totals` are the widths before any cut.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, *, resample: str, shortcut: bool) -> None:
+    def __init__(
+        self, channels_in: Channels, channels_out: Channels, totals: tuple[int, int], *, resample: str, shortcut: bool
+    ) -> None:
         super().__init__()
-        self.channels_out = channels_out
         self.unshuffle = resample == "unshuffle"
-        self.shortcut = shortcut
         if self.unshuffle:
-            self.conv = nn.Conv2d(channels_in, channels_out // 4, 3, padding=1)
+            self.conv = nn.Conv2d(len(channels_in), len(channels_out) // 4, 3, padding=1)
         else:
-            self.conv = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1)
+            self.conv = nn.Conv2d(len(channels_in), len(channels_out), 3, stride=2, padding=1)
+        self.average = Average(4 * totals[0], totals[1], _fours(channels_in), channels_out) if shortcut else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         y = self.conv(x_BCHW)
         if self.unshuffle:
             y = F.pixel_unshuffle(y, 2)
-        return y + average_channels(F.pixel_unshuffle(x_BCHW, 2), self.channels_out) if self.shortcut else y
+        return y if self.average is None else y + self.average(F.pixel_unshuffle(x_BCHW, 2))
 
 
 class Upsample(nn.Module):
     """Doubles height and width: conv + pixel-shuffle, or nearest x2 + conv.
 
-    The shortcut repeats each channel in place, then pixel-shuffles.
+    The shortcut repeats each channel in place, then pixel-shuffles. `totals` are the widths before any cut.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, *, resample: str, shortcut: bool) -> None:
+    def __init__(
+        self, channels_in: Channels, channels_out: Channels, totals: tuple[int, int], *, resample: str, shortcut: bool
+    ) -> None:
         super().__init__()
-        self.channels_out = channels_out
         self.shuffle = resample == "shuffle"
-        self.shortcut = shortcut
-        self.conv = nn.Conv2d(channels_in, channels_out * 4 if self.shuffle else channels_out, 3, padding=1)
+        self.conv = nn.Conv2d(len(channels_in), len(channels_out) * (4 if self.shuffle else 1), 3, padding=1)
+        self.duplicate = Duplicate(totals[0], 4 * totals[1], channels_in, _fours(channels_out)) if shortcut else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if self.shuffle:
             y = F.pixel_shuffle(self.conv(x_BCHW), 2)
         else:
             y = self.conv(F.interpolate(x_BCHW, scale_factor=2, mode="nearest"))
-        return y + F.pixel_shuffle(duplicate_channels(x_BCHW, 4 * self.channels_out), 2) if self.shortcut else y
+        return y if self.duplicate is None else y + F.pixel_shuffle(self.duplicate(x_BCHW), 2)

@@ -53,6 +53,11 @@ class CoderConfig:
     def num_stages(self) -> int:
         return len(self.widths)
 
+    @property
+    def first_stage(self) -> int:
+        """The stage next to the image that has a residual stream: an empty stage 0 has none."""
+        return 0 if self.depths[0] else 1
+
     def heads(self, stage: int) -> int:
         """Attention heads of a stage's blocks before pruning."""
         return self.widths[stage] // self.head_dim

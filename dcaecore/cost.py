@@ -79,7 +79,7 @@ def _plain_conv(name: str, cin: int, cout: int, side: int) -> ModuleCost:
 
 def _stage(config: DCAEConfig, layout: Layout, name: str, stage: int, side: int) -> list[ModuleCost]:
     coder, known, rows = config.coder(name), sites(config), []
-    width, area = coder.widths[stage], side * side
+    width, area = len(layout.stream(config, name, stage)), side * side
     norm = (2 * width, 0)
     # BatchNorm keeps its input; the RMS norm its input and the scaled one.
     norm_saved = width if coder.norms[stage] == "bn2d" else 2 * width
@@ -121,26 +121,24 @@ def _stage(config: DCAEConfig, layout: Layout, name: str, stage: int, side: int)
 def module_costs(config: DCAEConfig, layout: Layout, image_size: int) -> list[ModuleCost]:
     """The per-layer table of a square image, in the order in which data flows."""
     coder, side = config.encoder, image_size
-    first = 0 if coder.depths[0] else 1
+    first, widths = coder.first_stage, stream_widths(config, layout, "encoder")
     if first == 0:
-        rows = [_plain_conv("encoder.conv_in", config.in_channels, coder.widths[0], side)]
+        rows = [_plain_conv("encoder.conv_in", config.in_channels, widths[0], side)]
     else:
-        rows = [_resample("encoder.conv_in", coder, config.in_channels, coder.widths[1], side)]
+        rows = [_resample("encoder.conv_in", coder, config.in_channels, widths[1], side)]
     for stage in range(first, coder.num_stages):
         rows += _stage(config, layout, "encoder", stage, rows[-1].side)
         if stage < coder.num_stages - 1:
-            widths = coder.widths[stage], coder.widths[stage + 1]
-            rows.append(_resample(f"encoder.stages.{stage}.down", coder, *widths, rows[-1].side))
-    rows.append(_plain_conv("encoder.conv_out", coder.widths[-1], config.latent_channels, rows[-1].side))
+            rows.append(_resample(f"encoder.stages.{stage}.down", coder, widths[stage], widths[stage + 1], rows[-1].side))
+    rows.append(_plain_conv("encoder.conv_out", widths[-1], config.latent_channels, rows[-1].side))
     coder = config.decoder
-    first = 0 if coder.depths[0] else 1
-    rows.append(_plain_conv("decoder.conv_in", config.latent_channels, coder.widths[-1], rows[-1].side))
+    first, widths = coder.first_stage, stream_widths(config, layout, "decoder")
+    rows.append(_plain_conv("decoder.conv_in", config.latent_channels, widths[-1], rows[-1].side))
     for stage in reversed(range(first, coder.num_stages)):
         if stage < coder.num_stages - 1:
-            widths = coder.widths[stage + 1], coder.widths[stage]
-            rows.append(_resample(f"decoder.stages.{stage}.up", coder, *widths, rows[-1].side))
+            rows.append(_resample(f"decoder.stages.{stage}.up", coder, widths[stage + 1], widths[stage], rows[-1].side))
         rows += _stage(config, layout, "decoder", stage, rows[-1].side)
-    side, width = rows[-1].side, coder.widths[first]
+    side, width = rows[-1].side, widths[first]
     # As in a block, and SiLU's input besides the last convolution's.
     maps = (1 if coder.out_norm == "bn2d" else 2) + (1 if coder.out_act == "silu" else 0)
     rows.append(ModuleCost("decoder.norm_out", "norm", 2 * width, 0, "", side, maps * width * side**2))
@@ -151,15 +149,23 @@ def module_costs(config: DCAEConfig, layout: Layout, image_size: int) -> list[Mo
     return rows
 
 
-def _buffers(config: DCAEConfig) -> int:
+def stream_widths(config: DCAEConfig, layout: Layout, coder: str) -> tuple[int, ...]:
+    """Channels of each stage's residual stream; of an empty first stage, the config's."""
+    first, widths = config.coder(coder).first_stage, config.coder(coder).widths
+    return tuple(len(layout.stream(config, coder, s)) if s >= first else widths[s] for s in range(len(widths)))
+
+
+def _buffers(config: DCAEConfig, layout: Layout) -> int:
     """BatchNorm's running mean, running variance and counter, of every norm that is one."""
     values = 0
-    for coder in (config.encoder, config.decoder):
+    for name in ("encoder", "decoder"):
+        coder, widths = config.coder(name), stream_widths(config, layout, name)
         for stage, depth in enumerate(coder.depths):
             norms = 1 if coder.blocks[stage] == "resblock" else 2
-            values += depth * norms * (2 * coder.widths[stage] + 1) if coder.norms[stage] == "bn2d" else 0
-    coder = config.decoder
-    return values + (2 * coder.widths[0 if coder.depths[0] else 1] + 1 if coder.out_norm == "bn2d" else 0)
+            values += depth * norms * (2 * widths[stage] + 1) if coder.norms[stage] == "bn2d" else 0
+        if name == "decoder" and coder.out_norm == "bn2d":
+            values += 2 * widths[coder.first_stage] + 1
+    return values
 
 
 def estimate(
@@ -183,7 +189,7 @@ def estimate(
     layout = layout or Layout()
     layout.validate(config)
     rows = module_costs(config, layout, image_size)
-    parameters, buffers = sum(row.parameters for row in rows), _buffers(config)
+    parameters, buffers = sum(row.parameters for row in rows), _buffers(config, layout)
     return Cost(
         parameters=parameters,
         buffers=buffers,

@@ -43,7 +43,7 @@ def _pairs(config: DCAEConfig, fmt: str) -> list[Rename]:
     original = fmt == "original"
     for name in ("encoder", "decoder"):
         coder = config.coder(name)
-        first = 0 if coder.depths[0] else 1
+        first = coder.first_stage
         stages = f"{name}.stages" if original else f"{name}.{'down' if name == 'encoder' else 'up'}_blocks"
         for stage in range(first, coder.num_stages):
             has_resample = stage < coder.num_stages - 1

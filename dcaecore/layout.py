@@ -6,6 +6,8 @@ dependency groups, Fang et al., arXiv 2301.12900):
     mid      one middle channel of a ResBlock: conv1's row and bias, conv2's column
     hidden   one GLU pair (i, i + h): two rows of the inverted and depthwise convolutions, one point-convolution column
     heads    one attention head: 3 * head_dim rows of qkv (and of each further scale), head_dim columns of proj a scale
+    stream   one residual channel through a whole stage: its blocks' norms and outer convolution ends, both resampling layers
+             and their shortcuts; four adjacent channels where a pixel-unshuffle makes them
 
 A layout names kept units in the *original* coordinates (those of the config), so prunings compose and a unit keeps its
 name for life. A site that is not named keeps all its units: the empty layout is the dense model.
@@ -17,13 +19,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from types import MappingProxyType
 from typing import Any, Literal
 
-from dcaecore.config import DCAEConfig
+from dcaecore.config import CoderConfig, DCAEConfig
 from dcaecore.errors import ConfigError
 
-SiteKind = Literal["mid", "hidden", "heads"]
+SiteKind = Literal["mid", "hidden", "heads", "stream"]
+INTERNAL_KINDS: tuple[SiteKind, ...] = ("mid", "hidden", "heads")
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,24 @@ class Site:
     coder: str
     stage: int
     block: int
+    """-1 for a stream."""
+    channels: int = 1
+    """Channels of a unit (streams: 4 behind a pixel-unshuffle)."""
 
 
-def sites(config: DCAEConfig) -> dict[str, Site]:
+@lru_cache(maxsize=64)
+def sites(config: DCAEConfig) -> Mapping[str, Site]:
     """All sites of a config by name, encoder first, in the order in which data flows through each stage list."""
     found: dict[str, Site] = {}
     for coder_name in ("encoder", "decoder"):
         coder = config.coder(coder_name)
         for stage in range(coder.num_stages):
+            if stage >= coder.first_stage:
+                name, unit = (
+                    stream_name(coder_name, stage),
+                    4 if coder.resample == "unshuffle" and _is_unshuffled(coder, stage) else 1,
+                )
+                found[name] = Site(name, "stream", coder.widths[stage] // unit, coder_name, stage, -1, unit)
             for block in range(coder.depths[stage]):
                 prefix = f"{coder_name}.stages.{stage}.blocks.{block}"
                 kinds: tuple[tuple[SiteKind, int], ...]
@@ -53,7 +67,17 @@ def sites(config: DCAEConfig) -> dict[str, Site]:
                     kinds = (("heads", coder.heads(stage)), ("hidden", coder.hidden(stage)))
                 for kind, total in kinds:
                     found[f"{prefix}.{kind}"] = Site(f"{prefix}.{kind}", kind, total, coder_name, stage, block)
-    return found
+    return MappingProxyType(found)
+
+
+def stream_name(coder: str, stage: int) -> str:
+    """The site of a stage's residual stream."""
+    return f"{coder}.stages.{stage}.stream"
+
+
+def _is_unshuffled(coder: CoderConfig, stage: int) -> bool:
+    """Whether a pixel-unshuffle makes a stage's channels: all but those of a plain first convolution."""
+    return stage > coder.first_stage or coder.first_stage > 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +95,14 @@ class Layout:
         """Original indices of the units that a site still has."""
         kept = self.kept.get(site.name)
         return tuple(range(site.total)) if kept is None else kept
+
+    def stream(self, config: DCAEConfig, coder: str, stage: int) -> tuple[int, ...]:
+        """Original channels that a stage's residual stream still has, ascending."""
+        kept = self.kept.get(stream_name(coder, stage))
+        if kept is None:
+            return tuple(range(config.coder(coder).widths[stage]))
+        unit = config.coder(coder).widths[stage] // sites(config)[stream_name(coder, stage)].total
+        return tuple(unit * index + offset for index in kept for offset in range(unit))
 
     def validate(self, config: DCAEConfig) -> None:
         """Raises ConfigError for an unknown site, an empty one, or indices that are not ascending and in range."""

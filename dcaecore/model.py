@@ -12,16 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dcaecore.blocks import (
-    Downsample,
-    EViTBlock,
-    ResBlock,
-    Upsample,
-    average_channels,
-    duplicate_channels,
-    make_act,
-    make_norm,
-)
+from dcaecore.blocks import Average, Downsample, Duplicate, EViTBlock, ResBlock, Upsample, make_act, make_norm
 from dcaecore.config import DCAEConfig
 from dcaecore.layout import Layout, sites
 
@@ -48,16 +39,18 @@ class Stage(nn.Module):
 def _blocks(config: DCAEConfig, layout: Layout, coder_name: str, stage: int) -> list[nn.Module]:
     coder = config.coder(coder_name)
     known = sites(config)
-    width, norm, act = coder.widths[stage], coder.norms[stage], coder.acts[stage]
+    norm, act, total = coder.norms[stage], coder.acts[stage], coder.widths[stage]
+    width = len(layout.stream(config, coder_name, stage))
     made: list[nn.Module] = []
     for index in range(coder.depths[stage]):
         prefix = f"{coder_name}.stages.{stage}.blocks.{index}"
         if coder.blocks[stage] == "resblock":
-            made.append(ResBlock(width, layout.width(known[f"{prefix}.mid"]), norm=norm, act=act))
+            made.append(ResBlock(width, layout.width(known[f"{prefix}.mid"]), norm=norm, act=act, total=total))
         else:
             heads = layout.width(known[f"{prefix}.heads"])
             hidden = layout.width(known[f"{prefix}.hidden"])
-            made.append(EViTBlock(width, heads, hidden, head_dim=coder.head_dim, scales=coder.scales[stage], norm=norm))
+            dim, scales = coder.head_dim, coder.scales[stage]
+            made.append(EViTBlock(width, heads, hidden, head_dim=dim, scales=scales, norm=norm, total=total))
     return made
 
 
@@ -66,30 +59,32 @@ class Encoder(nn.Module):
 
     def __init__(self, config: DCAEConfig, layout: Layout) -> None:
         super().__init__()
-        coder = config.encoder
-        self.latent_channels = config.latent_channels
-        self.shortcut = coder.shortcut
-        first = 0 if coder.depths[0] else 1
+        coder, first = config.encoder, config.encoder.first_stage
+        image, latents = range(config.in_channels), range(config.latent_channels)
+        streams = {stage: layout.stream(config, "encoder", stage) for stage in range(first, coder.num_stages)}
         if first == 0:
-            self.conv_in: nn.Module = nn.Conv2d(config.in_channels, coder.widths[0], 3, padding=1)
+            self.conv_in: nn.Module = nn.Conv2d(config.in_channels, len(streams[0]), 3, padding=1)
         else:
-            self.conv_in = Downsample(config.in_channels, coder.widths[1], resample=coder.resample, shortcut=False)
+            totals = config.in_channels, coder.widths[1]
+            self.conv_in = Downsample(image, streams[1], totals, resample=coder.resample, shortcut=False)
         stages: list[nn.Module] = []
         for stage in range(coder.num_stages):
             down = None
             if first <= stage < coder.num_stages - 1:
-                widths = coder.widths[stage], coder.widths[stage + 1]
-                down = Downsample(*widths, resample=coder.resample, shortcut=coder.shortcut)
+                totals = coder.widths[stage], coder.widths[stage + 1]
+                down = Downsample(streams[stage], streams[stage + 1], totals, resample=coder.resample, shortcut=coder.shortcut)
             stages.append(Stage(_blocks(config, layout, "encoder", stage), down=down))
         self.stages = nn.ModuleList(stages)
-        self.conv_out = nn.Conv2d(coder.widths[-1], config.latent_channels, 3, padding=1)
+        last = streams[coder.num_stages - 1]
+        self.conv_out = nn.Conv2d(len(last), config.latent_channels, 3, padding=1)
+        self.average = Average(coder.widths[-1], config.latent_channels, last, latents) if coder.shortcut else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x = self.conv_in(x_BCHW)
         for stage in self.stages:
             x = stage(x)
         y = self.conv_out(x)
-        return y + average_channels(x, self.latent_channels) if self.shortcut else y
+        return y if self.average is None else y + self.average(x)
 
 
 class Decoder(nn.Module):
@@ -97,31 +92,32 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DCAEConfig, layout: Layout) -> None:
         super().__init__()
-        coder = config.decoder
-        self.width_in = coder.widths[-1]
-        self.shortcut = coder.shortcut
-        first = 0 if coder.depths[0] else 1
-        self.conv_in = nn.Conv2d(config.latent_channels, coder.widths[-1], 3, padding=1)
+        coder, first = config.decoder, config.decoder.first_stage
+        image, latents = range(config.in_channels), range(config.latent_channels)
+        streams = {stage: layout.stream(config, "decoder", stage) for stage in range(first, coder.num_stages)}
+        last = streams[coder.num_stages - 1]
+        self.conv_in = nn.Conv2d(config.latent_channels, len(last), 3, padding=1)
+        self.duplicate = Duplicate(config.latent_channels, coder.widths[-1], latents, last) if coder.shortcut else None
         stages: list[nn.Module] = []
         for stage in range(coder.num_stages):
             up = None
             if first <= stage < coder.num_stages - 1:
-                widths = coder.widths[stage + 1], coder.widths[stage]
-                up = Upsample(*widths, resample=coder.resample, shortcut=coder.shortcut)
+                totals = coder.widths[stage + 1], coder.widths[stage]
+                up = Upsample(streams[stage + 1], streams[stage], totals, resample=coder.resample, shortcut=coder.shortcut)
             stages.append(Stage(_blocks(config, layout, "decoder", stage), up=up))
         self.stages = nn.ModuleList(stages)
-        width_out = coder.widths[first]
-        self.norm_out = make_norm(coder.out_norm, width_out)
+        self.norm_out = make_norm(coder.out_norm, len(streams[first]), coder.widths[first])
         self.act_out = make_act(coder.out_act)
         if first == 0:
-            self.conv_out: nn.Module = nn.Conv2d(width_out, config.in_channels, 3, padding=1)
+            self.conv_out: nn.Module = nn.Conv2d(len(streams[0]), config.in_channels, 3, padding=1)
         else:
-            self.conv_out = Upsample(width_out, config.in_channels, resample=coder.resample, shortcut=False)
+            totals = coder.widths[1], config.in_channels
+            self.conv_out = Upsample(streams[1], image, totals, resample=coder.resample, shortcut=False)
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
         x = self.conv_in(z_BCHW)
-        if self.shortcut:
-            x = x + duplicate_channels(z_BCHW, self.width_in)
+        if self.duplicate is not None:
+            x = x + self.duplicate(z_BCHW)
         for stage in reversed(self.stages):
             x = stage(x)
         return self.conv_out(self.act_out(self.norm_out(x)))

@@ -144,7 +144,7 @@ def _told_by_tensors(config: DCAEConfig) -> DCAEConfig:
     """A config with what no tensor tells set to one value: activations, scaling factor, facts of an empty first stage."""
 
     def told(coder: CoderConfig) -> CoderConfig:
-        first = 0 if coder.depths[0] else 1
+        first = coder.first_stage
         seen: dict[str, Any] = {key: getattr(coder, key) for key in ("widths", "blocks", "scales", "norms")}
         same: dict[str, Any] = {key: (*value[first : first + 1] * first, *value[first:]) for key, value in seen.items()}
         same["acts"] = ("silu",) * coder.num_stages

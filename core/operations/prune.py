@@ -42,7 +42,7 @@ def _structured(spec: PruneSpec, context: Context, parent: Loaded, name: str) ->
     scores = _scores(spec, context, parent, names, images)
     plan = make_plan(model.config, model.layout, scores, spec, parent=parent.row.id)
     share = achieved(model.config, model.layout, plan)
-    state = model.state_dict()
+    state, exact = model.state_dict(), spec.stream_norms == "exact"
     if images is not None and spec.method == "structured" and spec.compensate:
 
         def report(fraction: float) -> None:
@@ -50,9 +50,9 @@ def _structured(spec: PruneSpec, context: Context, parent: Loaded, name: str) ->
             context.progress(0.5 + 0.4 * fraction, "folding removed units into the kept ones")
 
         context.log("info", f"Fitting on {images.count} calibration images.")
-        state = compensate(model, plan.keep, images, masks=parent.masks, progress=report)
+        state = compensate(model, plan.keep, images, masks=parent.masks, exact_norms=exact, progress=report)
     context.progress(0.9, "cutting", force=True)
-    result = cut(state, model.config, model.layout, plan.keep, masks=parent.masks)
+    result = cut(state, model.config, model.layout, plan.keep, masks=parent.masks, exact_norms=exact)
     for site, units in plan.keep.items():
         context.log("info", f"{site}: {len(units)} of {model.layout.width(sites(model.config)[site])} units kept")
     digest = context.store.blobs.put_bytes(json.dumps(plan.to_json(), sort_keys=True).encode())
@@ -86,14 +86,17 @@ def _scores(spec: PruneSpec, context: Context, parent: Loaded, names: list[str],
     score = spec.score if spec.method == "structured" else "l2"
     context.progress(0.2, f"scoring by {score}", force=True)
     found = pull = None
-    if images is not None and (score in STATISTICS_SCORES or spec.compensate):
-        found = statistics(model, images, names)
-        known = sites(model.config)
+    known = sites(model.config)
+    internal = [name for name in names if known[name].kind != "stream"]
+    if images is not None and internal and (score in STATISTICS_SCORES or spec.compensate):
+        found = statistics(model, images, internal)
         kept = {name: kept_count(model.layout.width(known[name]), rate) for name, rate in site_rates(model.config, spec).items()}
         check_enough(model, found, kept, images.count)
-    if images is not None and score == "taylor":
+    if images is not None and (score == "taylor" or (score in STATISTICS_SCORES and len(internal) < len(names))):
+        if score != "taylor":
+            context.log("info", f"No layer alone reads a residual stream: streams are scored by taylor, the rest by {score}.")
         pull = gradients(model, images, foreground_weight=spec.calibration_foreground_weight)
-    return score_units(model, score, statistics=found, gradients=pull, seed=spec.seed, names=names)
+    return score_units(model, score, statistics=found or {}, gradients=pull, seed=spec.seed, names=names)
 
 
 def _unstructured(spec: PruneSpec, context: Context, parent: Loaded, name: str) -> tuple[NewModel, dict]:

@@ -13,14 +13,13 @@ correction is that of post-training quantisation (AdaRound, arXiv 2004.10568, as
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from core.pruning.calibration import CalibrationImages, features_of, pixel_weights, rows
-from core.pruning.surgery import zero
+from core.pruning.surgery import cut, zero
 from core.pruning.units import feature_units, folding_layer
 from dcaecore import DCAE, sites
 
@@ -38,38 +37,51 @@ def compensate(
     *,
     ridge: float = RIDGE,
     masks: Mapping[str, Tensor] | None = None,
+    exact_norms: bool = True,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Tensor]:
     """Weights of the dense shape with the units that `keep` leaves out at zero and their part folded into the kept ones.
 
-    Cutting the result by `keep` computes what it computes. `masks` (True = kept) hold: a masked weight stays zero, and the rest of
-    its row takes what it can. `dense` is not changed.
+    Cutting the result by `keep` (with the same `exact_norms`) is what was fitted. Where a residual stream is cut, every internal
+    site is fitted anew, pruned or not: it has other inputs now. `masks` (True = kept) hold: a masked weight stays zero.
+    `dense` is not changed.
     """
-    known = sites(dense.config)
-    order = [name for name in known if name in keep and len(keep[name]) < dense.layout.width(known[name])]
+    config, layout = dense.config, dense.layout
+    known = sites(config)
+    streams = {name: units for name, units in keep.items() if known[name].kind == "stream"}
+    internal = {name: units for name, units in keep.items() if name not in streams}
+    if any(len(units) < layout.width(known[name]) for name, units in streams.items()):
+        everything = {n: range(layout.width(s)) for n, s in known.items() if s.kind != "stream"}
+        internal = {**everything, **internal}
+        order = [name for name in known if name in internal]
+    else:
+        order = [name for name in known if name in internal and len(internal[name]) < layout.width(known[name])]
     was_training = dense.training
     dense.eval()
-    pruned = copy.deepcopy(dense)
+    source = zero(dense.state_dict(), config, layout, streams)
+    state = zero(source, config, layout, internal)
+    pruned = (
+        DCAE(config, layout.compose(config, streams))
+        .to(device=next(dense.parameters()).device, dtype=next(dense.parameters()).dtype)
+        .eval()
+    )
     for place, name in enumerate(order):
-        site = known[name]
-        layer = folding_layer(site)
-        units = feature_units(dense.config, dense.layout, site).of_unit
-        kept = torch.from_numpy(units[list(keep[name])].reshape(-1)).sort().values
-        weight_name = f"{layer}.weight"
-        weight = dict(dense.named_parameters())[weight_name].detach()
-        folded = torch.zeros_like(weight)
+        layer = folding_layer(known[name])
+        units = feature_units(config, layout, known[name]).of_unit
+        kept = torch.from_numpy(units[list(internal[name])].reshape(-1)).sort().values
+        weight = source[f"{layer}.weight"]
+        pruned.load_state_dict(cut(state, config, layout, streams, exact_norms=exact_norms).state)
         fit = _fit(dense, pruned, layer, kept, images, ridge)
+        folded = torch.zeros_like(weight)
         # W' = W A^T over the feature dimension: (O, F, k, k) x (K, F) -> (O, K, k, k)
         folded[:, kept] = torch.einsum("ofij,kf->okij", weight.double(), fit).to(weight.dtype)
-        if masks and weight_name in masks:
-            folded *= masks[weight_name].to(folded.device)
-        state = zero(pruned.state_dict(), dense.config, dense.layout, {name: keep[name]})
-        state[weight_name] = folded
-        pruned.load_state_dict(state)
+        if masks and f"{layer}.weight" in masks:
+            folded *= masks[f"{layer}.weight"].to(folded.device)
+        state[f"{layer}.weight"] = folded
         if progress is not None:
             progress((place + 1) / len(order))
     dense.train(was_training)
-    return pruned.state_dict()
+    return state
 
 
 def _fit(dense: DCAE, pruned: DCAE, layer: str, kept: Tensor, images: CalibrationImages, ridge: float) -> Tensor:

@@ -44,7 +44,10 @@ def score_units(
     seed: int = 0,
     names: Sequence[str] | None = None,
 ) -> Scores:
-    """Scores of the named sites (None: all). `statistics` for wanda, qr and obs, `gradients` for taylor (see `calibration`)."""
+    """Scores of the named sites (None: all). `statistics` for wanda, qr and obs, `gradients` for taylor (see `calibration`).
+
+    A residual stream has no single layer that reads it: where the score is wanda, qr or obs it is scored by taylor.
+    """
     known = sites(model.config)
     chosen = list(known) if names is None else list(names)
     state = model.state_dict()
@@ -71,8 +74,11 @@ def score_units(
         return {name: taylor(state, gradients, model.config, model.layout, known[name]) for name in chosen}
     if statistics is None:
         raise ValueError(f"{score} needs statistics")
-    found: Scores = {}
+    streams = [name for name in chosen if known[name].kind == "stream"]
+    found: Scores = score_units(model, "taylor", gradients=gradients, names=streams) if streams else {}
     for name in chosen:
+        if name in found:
+            continue
         units = feature_units(model.config, model.layout, known[name]).of_unit
         weight = state[f"{folding_layer(known[name])}.weight"].detach().double().cpu().numpy()
         gram = statistics[name].gram
@@ -185,7 +191,7 @@ def unit_vectors(state: Mapping[str, Tensor], config: DCAEConfig, layout: Layout
     units = layout.width(site)
     found = []
     for part in unit_slices(config, layout, site, range(units)):
-        if part.tensor.endswith(".bias"):
+        if state[part.tensor].ndim < 2:
             continue
         value = state[part.tensor].detach().double().cpu().index_select(part.dim, torch.from_numpy(part.indices))
         flat = value.movedim(part.dim, 0).reshape(len(part.indices), -1)
@@ -195,7 +201,8 @@ def unit_vectors(state: Mapping[str, Tensor], config: DCAEConfig, layout: Layout
 
 
 def _weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if name.endswith(".weight")}
+    """The weights of convolutions; norms are of another scale."""
+    return {name: value for name, value in state.items() if name.endswith(".weight") and value.ndim > 1}
 
 
 def _sum_by_unit(
@@ -205,8 +212,8 @@ def _sum_by_unit(
     units = layout.width(site)
     total = torch.zeros(units, dtype=torch.float64)
     for part in unit_slices(config, layout, site, range(units)):
-        if part.tensor.endswith(".bias") and not biases:
-            continue
+        if part.tensor not in values or (part.tensor.endswith(".bias") and not biases):
+            continue  # running statistics, and what the caller leaves out
         value = values[part.tensor].movedim(part.dim, 0)
         sums = value.reshape(len(value), -1).sum(dim=1).cpu()
         total.index_add_(0, _unit_of(part, site, config, units), sums[torch.from_numpy(part.indices)])
@@ -216,6 +223,8 @@ def _sum_by_unit(
 def _unit_of(part: Slice, site: Site, config: DCAEConfig, units: int) -> Tensor:
     """The unit that each index of a slice over all units belongs to."""
     places = np.arange(len(part.indices))
+    if site.kind == "stream":
+        return torch.from_numpy(places // (len(places) // units))
     if site.kind != "heads":
         return torch.from_numpy(places % units)
     # A head's rows of q, k and v lie together; the columns of proj repeat the heads once for each scale.

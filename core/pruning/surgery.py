@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.pruning.units import unit_slices
+from core.pruning.units import stream_norms, unit_slices
 from dcaecore.config import DCAEConfig
 from dcaecore.layout import Layout, sites
 
@@ -34,9 +34,11 @@ def cut(
     keep: Mapping[str, Sequence[int]],
     *,
     masks: Mapping[str, Tensor] | None = None,
+    exact_norms: bool = True,
 ) -> CutResult:
     """Keeps only `keep` (current coordinates) of the named sites. Tensors that share a site's units (masks, moments) follow.
 
+    `exact_norms`: the RMS norms over a cut stream go on as if the removed channels were there and zero; else they norm what is left.
     Raises ConfigError for illegal indices, before anything is cut. Nothing given is changed.
     """
     composed = layout.compose(config, keep)
@@ -49,6 +51,10 @@ def cut(
                 if part.tensor in tensors:
                     value = tensors[part.tensor]
                     tensors[part.tensor] = value.index_select(part.dim, index.to(value.device)).contiguous()
+        if known[name].kind == "stream" and exact_norms:
+            scale = (layout.width(known[name]) / len(units)) ** 0.5
+            for norm in stream_norms(config, known[name]):
+                new_state[norm] = new_state[norm] * scale
     return CutResult(new_state, new_masks, composed)
 
 

@@ -29,6 +29,8 @@ def unit_slices(config: DCAEConfig, layout: Layout, site: Site, units: Iterable[
     width = layout.width(site)
     prefix = site.name.rpartition(".")[0]
     coder = config.coder(site.coder)
+    if site.kind == "stream":
+        return _stream_slices(config, site, chosen)
     if site.kind == "mid":
         return [
             Slice(f"{prefix}.conv1.weight", 0, chosen),
@@ -49,6 +51,59 @@ def unit_slices(config: DCAEConfig, layout: Layout, site: Site, units: Iterable[
     for scale in range(scales):
         names += [f"{attn}.multiscale.{scale}.depthwise.weight", f"{attn}.multiscale.{scale}.pointwise.weight"]
     return [*(Slice(name, 0, rows_index) for name in names), Slice(f"{attn}.proj.weight", 1, all_columns)]
+
+
+def _stream_slices(config: DCAEConfig, site: Site, units: np.ndarray) -> list[Slice]:
+    """A stage's residual stream: what makes its channels, its blocks' outer ends and norms, and what reads it."""
+    coder, name, stage = config.coder(site.coder), site.coder, site.stage
+    first, last = coder.first_stage, coder.num_stages - 1
+    channels = (units[:, None] * site.channels + np.arange(site.channels)).reshape(-1)
+    fours = (channels[:, None] * 4 + np.arange(4)).reshape(-1)
+    if name == "encoder":
+        at_end = f"{name}.conv_in" + (".conv" if first else "")
+        maker = at_end if stage == first else f"{name}.stages.{stage - 1}.down.conv"
+        rows = units if site.channels == 4 else channels
+        reader = f"{name}.conv_out" if stage == last else f"{name}.stages.{stage}.down.conv"
+    else:
+        maker = f"{name}.conv_in" if stage == last else f"{name}.stages.{stage}.up.conv"
+        rows = fours if coder.resample == "shuffle" and stage != last else channels
+        at_end = f"{name}.conv_out" + (".conv" if first else "")
+        reader = at_end if stage == first else f"{name}.stages.{stage - 1}.up.conv"
+    found = [Slice(f"{maker}.weight", 0, rows), Slice(f"{maker}.bias", 0, rows), Slice(f"{reader}.weight", 1, channels)]
+    for block in range(coder.depths[stage]):
+        prefix = f"{name}.stages.{stage}.blocks.{block}"
+        if coder.blocks[stage] == "resblock":
+            branches = [(f"{prefix}.conv1", f"{prefix}.conv2", f"{prefix}.norm")]
+        else:
+            branches = [
+                (f"{prefix}.attn.qkv", f"{prefix}.attn.proj", f"{prefix}.attn.norm"),
+                (f"{prefix}.glu.inverted", f"{prefix}.glu.pointwise", f"{prefix}.glu.norm"),
+            ]
+        for begins, ends, norm in branches:
+            found += [Slice(f"{begins}.weight", 1, channels), Slice(f"{ends}.weight", 0, channels)]
+            found += [Slice(tensor, 0, channels) for tensor in norm_tensors(norm, coder.norms[stage])]
+    if name == "decoder" and stage == first:
+        found += [Slice(tensor, 0, channels) for tensor in norm_tensors(f"{name}.norm_out", coder.out_norm)]
+    return found
+
+
+def norm_tensors(norm: str, kind: str) -> list[str]:
+    """State-dict names of a norm's values of a channel."""
+    return [f"{norm}.{part}" for part in ("weight", "bias", *(("running_mean", "running_var") if kind == "bn2d" else ()))]
+
+
+def stream_norms(config: DCAEConfig, site: Site) -> list[str]:
+    """Weights of the RMS norms over a stream: they are scaled where the stream is cut (see `dcaecore.blocks.make_norm`)."""
+    coder = config.coder(site.coder)
+    found = []
+    if coder.norms[site.stage] == "trms2d":
+        for block in range(coder.depths[site.stage]):
+            prefix = f"{site.coder}.stages.{site.stage}.blocks.{block}"
+            parts = ("norm",) if coder.blocks[site.stage] == "resblock" else ("attn.norm", "glu.norm")
+            found += [f"{prefix}.{part}.weight" for part in parts]
+    if site.coder == "decoder" and site.stage == coder.first_stage and coder.out_norm == "trms2d":
+        found.append("decoder.norm_out.weight")
+    return found
 
 
 @dataclass(frozen=True)

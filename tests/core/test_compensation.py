@@ -21,6 +21,7 @@ from core.pruning.units import feature_units, folding_layer
 from core.settings import Settings
 from core.specs import PruneSpec
 from dcaecore import DCAE, VARIANTS, sites
+from dcaecore.layout import INTERNAL_KINDS
 from tests.core.in_process import InProcess
 from tests.core.test_pruning import MODELS, SHAPES
 
@@ -38,9 +39,15 @@ def tiny() -> DCAE:
     return DCAE(VARIANTS["tiny"]).eval()
 
 
-def half(model: DCAE, score: str = "l2", rate: float = 0.5) -> dict[str, tuple[int, ...]]:
-    spec = PruneSpec(method="structured", score=score, rate=rate)
+def half(
+    model: DCAE, score: str = "l2", rate: float = 0.5, kinds: tuple[str, ...] = INTERNAL_KINDS
+) -> dict[str, tuple[int, ...]]:
+    spec = PruneSpec(method="structured", score=score, rate=rate, kinds=kinds)
     return dict(make_plan(model.config, model.layout, score_units(model, "l2"), spec).keep)
+
+
+def internal(model: DCAE) -> list[str]:
+    return [name for name, site in sites(model.config).items() if site.kind != "stream"]
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -61,6 +68,28 @@ def test_a_compensated_cut_equals_its_mask(name):
     x = torch.rand(1, 3, 32, 64, dtype=torch.float64) * 2 - 1
     with torch.no_grad():
         assert float((narrow(x) - masked(x)).norm() / masked(x).norm()) < 1e-12
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_fold_goes_with_cut_streams(name, exact):
+    """What was fitted is what is cut; and where nothing is lost (a stream channel that is zero anyway), nothing changes."""
+    model = copy.deepcopy(MODELS[name])
+    keep = half(model, kinds=(*INTERNAL_KINDS, "stream"))
+    drawn = images(32)
+    drawn = CalibrationImages(tuple(b.double() for b in drawn.images), drawn.weights, drawn.contents, drawn.foregrounds)
+    state = compensate(model, keep, drawn, exact_norms=exact)
+    zeroed = zero(state, model.config, model.layout, keep)
+    assert all(torch.equal(value, state[key]) for key, value in zeroed.items()), "removed units are zero already"
+    x = drawn.images[0]
+    errors = {}
+    with torch.no_grad():
+        for kind, weights in (("fitted", state), ("plain", model.state_dict())):
+            result = cut(weights, model.config, model.layout, keep, exact_norms=exact)
+            narrow = DCAE(model.config, result.layout).double().eval()
+            narrow.load_state_dict(result.state)
+            errors[kind] = float((narrow(x) - model(x)).norm())
+    assert errors["fitted"] < errors["plain"]
 
 
 def test_a_copy_of_a_kept_channel_is_replaced_without_loss(tiny):
@@ -106,7 +135,7 @@ def test_the_fit_lowers_the_error_of_the_layer_and_follows_the_weights(tiny):
 
 def test_masked_weights_stay_zero_under_a_fold(tiny):
     masks = {f"{folding_layer(s)}.weight": torch.rand(tiny.state_dict()[f"{folding_layer(s)}.weight"].shape) > 0.5
-             for s in sites(tiny.config).values()}  # fmt: skip
+             for s in sites(tiny.config).values() if s.kind != "stream"}  # fmt: skip
     tiny.load_state_dict({k: v * masks[k] if k in masks else v for k, v in tiny.state_dict().items()})
     state = compensate(tiny, half(tiny), images(), masks=masks)
     assert all(not (state[name] * ~mask).any() for name, mask in masks.items())
@@ -170,8 +199,8 @@ def test_every_score_ranks_every_site(name, score):
     model = copy.deepcopy(MODELS[name]).float()
     drawn = images(32)
     found = score_units(
-        model, score, statistics=statistics(model, drawn, list(sites(model.config))),
-        gradients=gradients(model, drawn, foreground_weight=1.0) if score == "taylor" else None, seed=1,
+        model, score, statistics=statistics(model, drawn, internal(model)),
+        gradients=gradients(model, drawn, foreground_weight=1.0), seed=1,
     )  # fmt: skip
     for site_name, site in sites(model.config).items():
         assert found[site_name].shape == (model.layout.width(site),) and np.isfinite(found[site_name]).all()
@@ -198,7 +227,7 @@ def test_sites_ranked_together_lose_the_asked_share(tiny, scope):
     spec = PruneSpec(method="structured", score="l2", scope=scope, rate=0.5)
     plan = make_plan(tiny.config, tiny.layout, score_units(tiny, "l2"), spec)
     known = sites(tiny.config)
-    local = sum(kept_count(tiny.layout.width(s), 0.5) for s in known.values())
+    local = sum(kept_count(tiny.layout.width(s), 0.5) for s in known.values() if s.kind != "stream")
     assert sum(map(len, plan.keep.values())) == local
     assert all(len(units) >= 0.1 * known[name].total for name, units in plan.keep.items())
     shares = {round(len(units) / known[name].total, 3) for name, units in plan.keep.items()}
@@ -207,7 +236,7 @@ def test_sites_ranked_together_lose_the_asked_share(tiny, scope):
 
 def test_too_few_images_say_how_many_it_needs(tiny):
     drawn = images(32, count=1)
-    found = statistics(tiny, drawn, list(sites(tiny.config)))
+    found = statistics(tiny, drawn, internal(tiny))
     with pytest.raises(CoreError, match="too few") as caught:
         check_enough(tiny, found, {name: site.total for name, site in sites(tiny.config).items()}, 1)
     needed = int(str(caught.value.legal).split()[2])

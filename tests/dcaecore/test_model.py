@@ -70,7 +70,7 @@ def test_small_variants_keep_their_promises():
     tiny, demo = DCAE(TINY), VARIANTS["demo-f32c32"]
     assert sum(p.numel() for p in tiny.parameters()) < 0.3e6
     assert TINY.spatial_compression == 8
-    assert {site.kind for site in sites(TINY).values()} == {"mid", "heads", "hidden"}
+    assert {site.kind for site in sites(TINY).values()} == {"mid", "heads", "hidden", "stream"}
     assert min(site.total for site in sites(TINY).values() if site.kind == "heads") >= 2
     assert demo.spatial_compression == 32 and demo.latent_channels == 32
     with torch.device("meta"):
