@@ -153,7 +153,12 @@ class BatchStream:
                     raise
                 self.skipped.add(self.cache.frames.row_ids[row])
                 row = int(self._order(0)[(step * self.batch_size + place + offset + 1) % len(self.rows)])
-        raise DataError("Every training image is broken.", code="no_data", given=len(self.rows))
+        raise DataError(
+            "Every training image is broken.",
+            code="no_data",
+            given=len(self.rows),
+            next="Choose a data set whose images can be read.",
+        )
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """Batches from a global step on, prefetched by `num_workers` threads; close the iterator to end them."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 KEY = "offshoot"
 MASK_PREFIX = "mask:"
+LEGAL_FILE = "a whole .safetensors, .pt or .pth file with the weights of a DC-AE"
+COPY_AGAIN = "Copy or download it again."
 
 
 @dataclass
@@ -103,11 +105,11 @@ def read_header(path: Path) -> dict[str, Any]:
         version, missing = found["format"], {"family", "config", "layout", "masks"} - set(found)
         newer = version > FORMAT
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"The header of {path.name} is damaged: {error!r}.", code="bad_header") from error
+        raise CheckpointError(f"The header of {path.name} is damaged: {error!r}.", code="bad_header", next=COPY_AGAIN) from error
     if newer:
         raise CheckpointError(f"{path.name} was written by a newer version.", code="format", given=version, legal=FORMAT)
     if missing:
-        raise CheckpointError(f"The header of {path.name} lacks {sorted(missing)[0]}.", code="bad_header")
+        raise CheckpointError(f"The header of {path.name} lacks {sorted(missing)[0]}.", code="bad_header", next=COPY_AGAIN)
     return found
 
 
@@ -122,16 +124,20 @@ def read_metadata(path: Path) -> dict[str, str]:
             header = json.loads(file.read(length))
         end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
     except FileNotFoundError as error:
-        raise CheckpointError(f"There is no file {path}.", code="no_file", given=str(path)) from error
+        raise CheckpointError(f"There is no file {path}.", code="no_file", given=str(path), legal=LEGAL_FILE) from error
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.", code="unreadable", given=str(path)) from error
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}.", code="unreadable", given=str(path), legal=LEGAL_FILE
+        ) from error
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path.name} is no safetensors file: {error}", code="not_a_checkpoint") from error
+        raise CheckpointError(
+            f"{path.name} is no safetensors file: {error}", code="not_a_checkpoint", given=str(path), legal=LEGAL_FILE
+        ) from error
     if 8 + length + end != size:
         raise CheckpointError(
             f"{path.name} is cut short: {size:,} bytes of {8 + length + end:,}.",
             code="truncated",
-            next="Copy or download it again.",
+            next=COPY_AGAIN,
         )
     return dict(header.get("__metadata__") or {})
 
@@ -145,7 +151,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
-        raise CheckpointError(f"{path.name} is damaged: {error}", code="not_a_checkpoint") from error
+        raise CheckpointError(f"{path.name} is damaged: {error}", code="not_a_checkpoint", next=COPY_AGAIN) from error
 
 
 def split_masks(tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -183,12 +189,16 @@ def build(config: DCAEConfig, layout: Layout, state: Mapping[str, Tensor], *, na
         raise CheckpointError(
             f"{name} does not fit the model: it {what} ({len(missing)} missing, {len(extra)} unknown).",
             code="wrong_keys",
+            given=[*missing[:3], *extra[:3]],
+            legal="every key of the model, and no other",
         )
     for key, value in expected.items():
         if value.shape != state[key].shape:
             raise CheckpointError(
                 f"{name}: {key} has shape {tuple(state[key].shape)} where the model has {tuple(value.shape)}.",
                 code="wrong_shape",
+                given=list(state[key].shape),
+                legal=list(value.shape),
             )
     model.load_state_dict(dict(state), strict=True, assign=True)
     return model.requires_grad_(True).eval()

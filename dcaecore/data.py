@@ -10,6 +10,7 @@ hash of their bytes.
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import io
@@ -28,6 +29,7 @@ from dcaecore.sample_data import SAMPLE_SETS, ensure_sample_set
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 EPISODE_COLUMN = "episode"
+LEGAL_PARQUET = "whole parquet files with the same columns"
 HUB_ATTEMPTS = 5
 
 
@@ -64,10 +66,7 @@ class Frames:
         """Row `index` as RGB. Raises DataError that names the row where its bytes are no image."""
         cell = self.rows[int(index)][self.source.column]
         try:
-            if cell is None or (cell.get("bytes") is None and not cell.get("path")):
-                raise ValueError("the cell is empty")
-            raw = cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"]).read_bytes()
-            with Image.open(io.BytesIO(raw)) as opened:
+            with Image.open(io.BytesIO(_stored_bytes(cell))) as opened:
                 return opened.convert("RGB")
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
             self.broken[self.row_ids[index]] = str(error)
@@ -88,6 +87,13 @@ class Frames:
         if self.pixels_digest:
             found["pixels_sha256"] = self.pixels_digest
         return found
+
+
+def _stored_bytes(cell: Any) -> bytes:
+    """What an image cell holds; raises ValueError where that is nothing, OSError where its file is gone."""
+    if cell is None or (cell.get("bytes") is None and not cell.get("path")):
+        raise ValueError("the cell is empty")
+    return bytes(cell["bytes"]) if cell.get("bytes") is not None else Path(cell["path"]).read_bytes()
 
 
 @dataclass(frozen=True)
@@ -147,15 +153,38 @@ def _matches(location: str, pattern: str) -> list[str]:
 
 def _read_parquet(files: list[str], cache_folder: Path) -> Any:
     import datasets
-    import pyarrow.parquet as pq
 
+    num_rows = 0
     for file in files:
         try:
-            pq.read_schema(file)
+            num_rows += _num_rows(Path(file))
         except Exception as error:  # pyarrow raises several kinds; all mean that the file is not readable parquet
-            raise DataError(f"{Path(file).name} is no readable parquet file: {error}", code="no_data", given=file) from error
+            raise DataError(
+                f"{Path(file).name} is no readable parquet file: {error}", code="no_data", given=file, legal=LEGAL_PARQUET
+            ) from error
+    if num_rows == 0:
+        raise _empty(files)
     datasets.disable_progress_bars()
-    return datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache_folder / "datasets"))
+    try:
+        return datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache_folder / "datasets"))
+    except datasets.exceptions.DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        if _disk_is_full(cause):
+            raise cause from error
+        raise DataError(
+            f"The parquet files could not be read: {' '.join(str(cause).split())}",
+            code="no_data",
+            given=files[:3],
+            legal=LEGAL_PARQUET,
+        ) from error
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _empty(given: Any) -> DataError:
+    return DataError("The data set is empty.", code="no_data", given=given, next="Choose one with at least 3 images.")
 
 
 def _wrap(source: DataSource, rows: Any, pixels: str | None) -> Frames:
@@ -165,14 +194,18 @@ def _wrap(source: DataSource, rows: Any, pixels: str | None) -> Frames:
         raise DataError(
             f"The data has no column {source.column!r}.", code="no_column", given=source.column, legal=rows.column_names
         )
-    if len(rows) == 0:
+    try:
+        rows = rows.cast_column(source.column, datasets.Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:  # arrow has a kind for each pair of types
         raise DataError(
-            "The data set is empty.", code="no_data", given=source.location, next="Choose one with at least 3 images."
-        )
-    rows = rows.cast_column(source.column, datasets.Image(decode=False))
+            f"Column {source.column!r} holds no images: {error}", code="no_column", given=source.column, legal=rows.column_names
+        ) from error
     episodes = None
     if EPISODE_COLUMN in rows.column_names:
-        episodes = np.asarray(rows.with_format("numpy")[EPISODE_COLUMN][:], dtype=np.int64)
+        episodes = np.asarray(rows.with_format("numpy")[EPISODE_COLUMN][:])
+        if episodes.dtype.kind not in "iu":  # names of episodes, or numbers with gaps
+            episodes = np.unique(episodes.astype(str), return_inverse=True)[1]
+        episodes = episodes.astype(np.int64)
     keep = [name for name in (source.column,) if name in rows.column_names]
     slim = rows.select_columns(keep)
     if source.max_rows < len(slim) and source.kind == "hub":
@@ -187,7 +220,9 @@ def _open_folder(source: DataSource) -> Frames:
 
     root = Path(source.location).expanduser()
     if not root.is_dir():
-        raise DataError(f"There is no folder {source.location!r}.", code="no_data", given=source.location)
+        raise DataError(
+            f"There is no folder {source.location!r}.", code="no_data", given=source.location, legal="a folder of pictures"
+        )
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
     if not files:
         raise DataError(f"No pictures in {source.location!r}.", code="no_data", given=source.location, legal=PICTURE_SUFFIXES)
@@ -221,7 +256,7 @@ def _cache_hub(
     """Streams a hub set into parquet shards once; goes on after the last whole shard when the hub drops or the job is killed."""
     import datasets
 
-    name = f"{source.location}@{source.revision or 'main'}:{source.split}".replace("/", "--")
+    name = f"{source.location}@{source.revision or 'main'}:{source.split}:{source.column}".replace("/", "--")
     folder = cache_folder / "hub" / name
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / "complete"
@@ -233,16 +268,28 @@ def _cache_hub(
             return shards
         try:
             for shard in _chunks(_skip(stream(source), have), shard_rows, source.max_rows - have):
+                if source.column not in shard[0]:
+                    raise DataError(
+                        f"The data has no column {source.column!r}.",
+                        code="no_column",
+                        given=source.column,
+                        legal=sorted(shard[0]),
+                    )
                 slim = [{key: row[key] for key in columns if key in row} for row in shard]
                 table = datasets.Dataset.from_list(slim).cast_column(source.column, datasets.Image(decode=False))
                 partial = folder / f"partial-{os.getpid()}"
                 table.to_parquet(str(partial))
                 os.replace(partial, folder / f"{len(sorted(folder.glob('*.parquet'))):06d}.parquet")
-            if sum(_num_rows(p) for p in folder.glob("*.parquet")) < source.max_rows:
+            total = sum(_num_rows(p) for p in folder.glob("*.parquet"))
+            if total == 0:
+                raise _empty(source.location)
+            if total < source.max_rows:
                 done.touch()
         except DataError:
             raise
         except Exception as error:  # the hub client raises many kinds for one cause: it cannot be reached
+            if _disk_is_full(error):
+                raise
             if attempt == HUB_ATTEMPTS:
                 raise DataError(
                     f"The hub set {source.location!r} could not be read: {error}",
@@ -314,7 +361,9 @@ def split_rows(frames: Frames, *, seed: int = 0, deny: Sequence[str] = ()) -> Sp
 def _content_groups(frames: Frames, rows: np.ndarray) -> np.ndarray:
     groups = []
     for index in rows:
-        cell = frames.rows[int(index)][frames.source.column]
-        raw = cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"]).read_bytes()
+        try:
+            raw = _stored_bytes(frames.rows[int(index)][frames.source.column])
+        except (OSError, ValueError):  # a broken row is told when its image is asked for
+            raw = frames.row_ids[int(index)].encode()
         groups.append(hashlib.sha256(raw).hexdigest())
     return np.array(groups)

@@ -77,7 +77,12 @@ def pin(cache: ImageCache, rows: np.ndarray, count: int, *, skip_broken: bool = 
         ids.append(cache.frames.row_ids[row])
         kept.append(row)
     if not images:
-        raise DataError("Every evaluation image is broken.", code="no_data", given=len(chosen))
+        raise DataError(
+            "Every evaluation image is broken.",
+            code="no_data",
+            given=len(chosen),
+            next="Choose a data set whose images can be read.",
+        )
     image_array, content_array = np.stack(images), np.stack(contents)
     moving, median, reason = _foreground(cache, np.array(kept), image_array, content_array)
     digest = hashlib.sha256(image_array.tobytes() + content_array.tobytes())

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcaecore.checkpoint import KEY, build, load_model, load_tensors, read_metadata
+from dcaecore.checkpoint import KEY, LEGAL_FILE, build, load_model, load_tensors, read_metadata
 from dcaecore.config import CoderConfig, DCAEConfig
 from dcaecore.errors import CheckpointError
 from dcaecore.keys import DEFAULT_HEAD_DIM, config_of_diffusers, detect_format, from_format, infer_config, unwrap
@@ -170,12 +170,15 @@ def _read_torch(path: Path, note: Note) -> dict[str, Tensor]:
         with path.open("rb") as file:
             start = file.read(4)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.", code="unreadable", given=str(path)) from error
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}.", code="unreadable", given=str(path), legal=LEGAL_FILE
+        ) from error
     if not start.startswith(TORCH_FILE_STARTS):
         raise CheckpointError(
             f"{path.name} is no PyTorch checkpoint: it is neither a zip archive nor a pickle.",
             code="not_a_checkpoint",
             given=start.hex(),
+            legal=LEGAL_FILE,
         )
     try:
         with warnings.catch_warnings():
@@ -184,7 +187,7 @@ def _read_torch(path: Path, note: Note) -> dict[str, Tensor]:
             data: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not re.search(r"GLOBAL|[Uu]nsupported", str(error)):
-            raise CheckpointError(f"{path.name} is no whole PyTorch checkpoint: {error}", code="not_a_checkpoint") from error
+            raise _not_whole(path, error) from error
         culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise CheckpointError(
             f"{path.name} holds Python code or objects besides weights{f' ({culprit[1]})' if culprit else ''}; "
@@ -194,7 +197,7 @@ def _read_torch(path: Path, note: Note) -> dict[str, Tensor]:
             next="Save its state_dict alone, or better as safetensors.",
         ) from error
     except Exception as error:  # the reader meets arbitrary bytes, and raises whatever they lead it to
-        raise CheckpointError(f"{path.name} is no whole PyTorch checkpoint: {error}", code="not_a_checkpoint") from error
+        raise _not_whole(path, error) from error
     for _ in range(3):
         inner = next((key for key in NESTED_KEYS if isinstance(data, dict) and isinstance(data.get(key), dict)), None)
         if inner is None:
@@ -204,11 +207,20 @@ def _read_torch(path: Path, note: Note) -> dict[str, Tensor]:
     flat = _flatten(data) if isinstance(data, dict) else {}
     tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise CheckpointError(f"{path.name} holds no state dict.", code="not_a_checkpoint", given=type(data).__name__)
+        raise CheckpointError(
+            f"{path.name} holds no state dict.", code="not_a_checkpoint", given=type(data).__name__, legal=LEGAL_FILE
+        )
     if len(tensors) < len(flat):
         left = sorted(set(flat) - set(tensors))
         note(f"left aside as no weights: {', '.join(left[:5])}{' and more' if len(left) > 5 else ''}")
     return tensors
+
+
+def _not_whole(path: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())
+    return CheckpointError(
+        f"{path.name} is no whole PyTorch checkpoint: {reason}", code="not_a_checkpoint", given=str(path), legal=LEGAL_FILE
+    )
 
 
 def _flatten(data: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

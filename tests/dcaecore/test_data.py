@@ -103,6 +103,7 @@ def png(colour):
     return buffer.getvalue()
 
 
+# Failure 10: a broken image silently became a black frame.
 def test_broken_images_are_named_or_skipped_and_counted(tmp_path):
     cells = [png((i, i, i)) for i in range(12)]
     cells[4] = b"broken"
@@ -167,3 +168,53 @@ def test_a_hub_set_is_cached_and_survives_a_drop(tmp_path, monkeypatch):
 
     with pytest.raises(DataError, match="could not be read"):
         open_frames(DataSource("hub", "someone/else"), cache_folder=tmp_path, stream=down)
+
+
+def test_a_hub_set_without_rows_or_without_the_column_says_so_and_each_column_has_its_cache(tmp_path):
+    def stream(source):
+        return ({"frame_image": png((i, 0, 0)), "next_frame_image": png((0, i, 0)), "episode": i} for i in range(9))
+
+    for _ in range(2):  # what failed is not remembered as complete
+        with pytest.raises(DataError, match="is empty"):
+            open_frames(DataSource("hub", "someone/none"), cache_folder=tmp_path, stream=lambda _source: [])
+        with pytest.raises(DataError, match="no column 'picture'") as caught:
+            open_frames(DataSource("hub", "someone/frames", column="picture"), cache_folder=tmp_path, stream=stream)
+    assert "frame_image" in caught.value.legal
+    for column, shade in (("frame_image", (8, 0, 0)), ("next_frame_image", (0, 8, 0))):
+        frames = open_frames(DataSource("hub", "someone/frames", column=column), cache_folder=tmp_path, stream=stream)
+        assert frames.image(8).getpixel((0, 0)) == shade
+
+
+def test_a_full_disk_is_no_fault_of_the_data(tmp_path, monkeypatch):
+    import datasets
+
+    full = OSError(28, "No space left on device")
+
+    def load(*_args, **_kwargs):
+        raise datasets.exceptions.DatasetGenerationError("An error occurred while generating the dataset") from full
+
+    def stream(_source):
+        raise full
+
+    with pytest.raises(OSError, match="No space left"):
+        open_frames(DataSource("hub", "someone/frames"), cache_folder=tmp_path, stream=stream)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    path = parquet(tmp_path / "x.parquet", [png("red")] * 3)
+    with pytest.raises(OSError, match="No space left"):
+        open_frames(DataSource("parquet", path), cache_folder=tmp_path)
+
+
+@pytest.mark.parametrize("episodes", [["a", "b", "c"], [5.0, 7.0, None]])
+def test_episodes_may_be_names_or_have_gaps(tmp_path, episodes):
+    cells = [png((i, i, i)) for i in range(9)]
+    cells[2] = None  # an empty cell hinders no split
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([cell and {"bytes": cell, "path": None} for cell in cells], image)
+    pq.write_table(pa.table({"frame_image": images, "episode": [episodes[i // 3] for i in range(9)]}), tmp_path / "x.parquet")
+    source = DataSource("parquet", str(tmp_path / "x.parquet"))
+    parts = split_rows(open_frames(source, cache_folder=tmp_path))
+    assert sorted(map(list, (parts.train, parts.validation, parts.test))) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    pq.write_table(pa.table({"frame_image": images}), tmp_path / "y.parquet")
+    plain = open_frames(DataSource("parquet", str(tmp_path / "y.parquet")), cache_folder=tmp_path)
+    parts = split_rows(plain)
+    assert sorted([*parts.train, *parts.validation, *parts.test]) == list(range(9))
