@@ -58,8 +58,9 @@ def run_job(settings_json: str, job_id: str) -> None:
             context.log("info", "Cancelled.")
         except Exception as error:  # the worker's boundary: whatever happened, the job says so
             fields, trace = error_fields(error), traceback.format_exc()
-            context.log("error", trace if fields["code"] == "bug" else fields["message"])
+            # The store first: on a full disk the log cannot be written.
             jobs.fail(store, job, fields, trace if fields["code"] == "bug" else None, attempt=job.attempt)
+            context.log("error", trace if fields["code"] == "bug" else fields["message"])
         finally:
             logging.getLogger().removeHandler(handler)
             faulthandler.disable()

@@ -103,7 +103,7 @@ def _serve(store: Store, settings: Settings, device: str, stop: Stop, preload: S
 
 
 def _insist(call: Callable[[], Any], stop: Stop) -> Any:
-    """The call's result, tried again while the store cannot be written; None once the worker must stop."""
+    """The call's result, tried again while the store cannot be written; its error where the worker must stop meanwhile."""
     while True:
         try:
             return call()
