@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -17,31 +19,30 @@ from core.errors import CoreError
 from core.pruning.masks import apply_masks, prunable, prune_weights, smallest
 from core.pruning.ordinary import prune_ordinary
 from core.pruning.plans import Plan, achieved, kept_count, make_plan, predicted_layout, site_rates
-from core.pruning.scores import resblock_scores, score_units, sliced_norm
+from core.pruning.scores import score_units, sliced_norm
 from core.pruning.surgery import cut, zero
 from core.specs import PruneSpec
 from dcaecore import DCAE, VARIANTS, ConfigError, DCAEConfig, Layout, load_model, save_model, sites
 from dcaecore.checkpoint import build
 
-SHAPES = ["dc-ae-f32c32-in", "dc-ae-f32c32-sana-1.0", "dc-ae-lite-f32c32"]
+SHAPES = ["dc-ae-f32c32-in", "dc-ae-f32c32-sana-1.0", "dc-ae-lite-f32c32", "dc-ae-f64c128-mix", "dc-ae-f128c512-in"]
+"""One of each build: BatchNorm or not, both resamplings, scales or none, six to eight stages (in and mix differ in no tensor)."""
+ENCODER_WIDTHS = {"unshuffle": (12, 12, 12, 24, 24, 24, 24, 24), "conv": (7, 7, 14, 56, 56, 56)}
+DECODER_WIDTHS = (5, 5, 10, 40, 40, 40, 40, 40)
+"""Odd where a shape allows it: five channels under BatchNorm, three quarters of an unshuffle, three, five and seven heads."""
 
 
 def narrow(name: str) -> DCAEConfig:
-    """A variant with odd-ish narrow widths, head_dim 8 and few blocks."""
+    """A variant with odd narrow widths, heads of 8 and one block a stage."""
     config = VARIANTS[name]
 
-    def cut_coder(coder):
-        widths = (8, 8, 16, 24, 24, 48)
-        if name.endswith("sana-1.0"):
-            widths = (8, 8, 16, 32, 32, 64)
-        if name.endswith("in"):
-            widths = (8, 16, 16, 32, 32, 64)
-        if "lite" in name:
-            widths = (8, 16, 16, 32, 32, 64)
+    def cut_coder(coder, widths):
         depths = tuple(min(depth, 1) for depth in coder.depths)
-        return replace(coder, widths=widths, depths=depths, head_dim=8, expand=2)
+        return replace(coder, widths=widths[: coder.num_stages], depths=depths, head_dim=8, expand=2)
 
-    return DCAEConfig(cut_coder(config.encoder), cut_coder(config.decoder), latent_channels=16)
+    encoder = cut_coder(config.encoder, ENCODER_WIDTHS[config.encoder.resample])
+    decoder = cut_coder(config.decoder, DECODER_WIDTHS)
+    return DCAEConfig(encoder, decoder, latent_channels=8)
 
 
 def random_model(config: DCAEConfig, seed: int = 0) -> DCAE:
@@ -69,12 +70,13 @@ def keeps(draw, config: DCAEConfig, layout: Layout):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_cut_equals_mask_and_plans_compose(name, data):
     model = MODELS[name]
     config, state = model.config, model.state_dict()
-    x = torch.rand(1, 3, 32, 64, dtype=torch.float64) * 2 - 1
+    side = config.spatial_compression
+    x = torch.rand(1, 3, side, 2 * side, dtype=torch.float64) * 2 - 1
     keep = data.draw(keeps(config, Layout()))
     narrower = cut(state, config, Layout(), keep)
     masked = build(config, Layout(), zero(state, config, Layout(), keep))
@@ -94,19 +96,34 @@ def test_cut_equals_mask_and_plans_compose(name, data):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_empty_plan_is_the_identity(name):
+def test_the_empty_plan_and_the_one_that_keeps_everything_are_the_identity(name):
     model = MODELS[name]
-    result = cut(model.state_dict(), model.config, Layout(), {})
-    assert result.layout.digest() == Layout().digest()
-    assert all(torch.equal(value, result.state[key]) for key, value in model.state_dict().items())
+    everything = {site.name: range(site.total) for site in sites(model.config).values()}
+    for keep in ({}, everything):
+        result = cut(model.state_dict(), model.config, Layout(), keep)
+        assert result.layout.digest() == Layout().digest()
+        for found in (result.state, zero(model.state_dict(), model.config, Layout(), keep)):
+            assert all(torch.equal(value, found[key]) for key, value in model.state_dict().items())
 
 
-def test_two_prunings_with_save_and_load_between(tmp_path):
-    model = copy.deepcopy(MODELS["dc-ae-f32c32-in"]).float()
-    config = model.config
-    spec = PruneSpec(method="l2_structured", rate=0.5, kinds=("mid", "hidden", "heads", "stream"))
-    previous = Layout()
-    for generation in (1, 2):
+@pytest.mark.parametrize("name", SHAPES)
+def test_masks_go_with_the_units_that_they_belong_to(name):
+    model = MODELS[name]
+    masks = prune_weights(model.state_dict(), "global_magnitude", rate=0.4)
+    state = apply_masks(model.state_dict(), masks)
+    keep = {site.name: range(0, site.total, 2) for site in sites(model.config).values()}
+    result = cut(state, model.config, Layout(), keep, masks=masks)
+    assert result.masks.keys() == masks.keys()
+    for key, mask in result.masks.items():
+        assert mask.shape == result.state[key].shape and torch.equal(mask, result.state[key] != 0)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_two_prunings_with_save_and_load_between(name, tmp_path):
+    model = copy.deepcopy(MODELS[name]).float()
+    config, previous = model.config, Layout()
+    for generation, rate in ((1, 0.5), (2, 0.3)):
+        spec = PruneSpec(method="l2_structured", rate=rate, kinds=("mid", "hidden", "heads", "stream"))
         before = {name: model.layout.width(site) for name, site in sites(config).items()}
         plan = make_plan(config, model.layout, score_units(model, "l2"), spec, parent="m_x")
         result = cut(model.state_dict(), config, model.layout, plan.keep)
@@ -117,51 +134,100 @@ def test_two_prunings_with_save_and_load_between(tmp_path):
         predicted = predicted_layout(config, previous, spec)
         assert all(predicted.width(site) == result.layout.width(site) for site in sites(config).values())
         for name, site in sites(config).items():
-            assert model.layout.width(site) == kept_count(before[name], 0.5)
-        assert 0.3 < achieved(config, previous, plan) <= 0.5
+            assert model.layout.width(site) == kept_count(before[name], rate)
+        assert 0.5 * rate < achieved(config, previous, plan) <= rate
+        assert Plan.from_json(json.loads(json.dumps(plan.to_json()))).apply_to(config, previous) == model.layout
         previous = model.layout
-    assert torch.isfinite(model(torch.rand(1, 3, 32, 32))).all()
+    side = config.spatial_compression
+    assert torch.isfinite(model(torch.rand(1, 3, side, side))).all()
 
 
-def test_resblock_scores_and_surgery_agree_with_torch_pruning():
+def chosen_blocks(kind: str) -> list[tuple[str, str]]:
+    """The first and the last block of each coder that has sites of a kind, in each shape."""
+    found = []
+    for name, model in MODELS.items():
+        for coder in ("encoder", "decoder"):
+            named = [site.name for site in sites(model.config).values() if site.kind == kind and site.coder == coder]
+            found += [(name, site) for site in dict.fromkeys((*named[:1], *named[-1:]))]
+    return found
+
+
+def agree(name: str, site_name: str, part: str, root: str, gone: list[int]) -> None:
+    """torch-pruning's explicit group and our cut leave the same bits in a block."""
     import torch_pruning as tp
 
-    model = copy.deepcopy(MODELS["dc-ae-f32c32-sana-1.0"]).float()
-    site = sites(model.config)["encoder.stages.1.blocks.0.mid"]
-    block = model.encoder.stages[1].blocks[0]
-    theirs = resblock_scores(block)
-    ours = sliced_norm(model.state_dict(), model.config, Layout(), site, 2)
-    assert np.allclose(theirs, ours, rtol=1e-5)
-    gone = [0, 3]
-    kept = [i for i in range(site.total) if i not in gone]
-    result = cut(model.state_dict(), model.config, Layout(), {site.name: kept})
+    model = copy.deepcopy(MODELS[name]).float()
+    site = sites(model.config)[site_name]
+    prefix = f"{site_name.rpartition('.')[0]}{part}"
+    result = cut(model.state_dict(), model.config, Layout(), {site.name: [i for i in range(site.total) if i not in gone]})
+    block = model.get_submodule(prefix).requires_grad_(True)
+    rows = gone if site.kind == "mid" else gone + [unit + site.total for unit in gone]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for inner, root, units, prefix in ((block, "conv1", gone, "encoder.stages.1.blocks.0"),):
-            inner = inner.requires_grad_(True)
-            graph = tp.DependencyGraph().build_dependency(inner, torch.zeros(1, 8, 8, 8))
-            graph.get_pruning_group(getattr(inner, root), tp.prune_conv_out_channels, idxs=units).prune()
-            for key, value in inner.state_dict().items():
-                assert torch.equal(value, result.state[f"{prefix}.{key}"]), key
+        first = getattr(block, root)
+        graph = tp.DependencyGraph().build_dependency(block, torch.zeros(1, first.in_channels, 8, 8))
+        graph.get_pruning_group(first, tp.prune_conv_out_channels, idxs=rows).prune()
+    assert first.out_channels == len(rows) // len(gone) * (site.total - len(gone))
+    for key, value in block.state_dict().items():
+        assert torch.equal(value, result.state[f"{prefix}.{key}"]), key
 
 
-def test_glu_surgery_agrees_with_torch_pruning():
-    import torch_pruning as tp
+@pytest.mark.parametrize(("name", "site_name"), chosen_blocks("mid"))
+@settings(max_examples=2, deadline=None)
+@given(data=st.data())
+def test_resblock_surgery_agrees_with_torch_pruning(name, site_name, data):
+    units = sites(MODELS[name].config)[site_name].total
+    gone = data.draw(st.sets(st.integers(0, units - 1), min_size=1, max_size=units - 1))
+    agree(name, site_name, "", "conv1", sorted(gone))
 
-    model = copy.deepcopy(MODELS["dc-ae-f32c32-in"]).float()
-    site = sites(model.config)["encoder.stages.3.blocks.0.hidden"]
-    glu = model.encoder.stages[3].blocks[0].glu.requires_grad_(True)
-    hidden = site.total
-    gone = [1, 5]
-    kept = [i for i in range(hidden) if i not in gone]
-    result = cut(model.state_dict(), model.config, Layout(), {site.name: kept})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = tp.DependencyGraph().build_dependency(glu, torch.zeros(1, 32, 8, 8))
-        both = gone + [i + hidden for i in gone]
-        graph.get_pruning_group(glu.inverted, tp.prune_conv_out_channels, idxs=both).prune()
-    for key, value in glu.state_dict().items():
-        assert torch.equal(value, result.state[f"encoder.stages.3.blocks.0.glu.{key}"]), key
+
+@pytest.mark.parametrize(("name", "site_name"), chosen_blocks("hidden"))
+@settings(max_examples=2, deadline=None)
+@given(data=st.data())
+def test_glu_surgery_agrees_with_torch_pruning(name, site_name, data):
+    units = sites(MODELS[name].config)[site_name].total
+    gone = data.draw(st.sets(st.integers(0, units - 1), min_size=1, max_size=units - 1))
+    agree(name, site_name, ".glu", "inverted", sorted(gone))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_scores_of_a_resblock_are_those_of_our_own_slices(name):
+    model = copy.deepcopy(MODELS[name]).float()
+    scores = score_units(model, "l2")
+    for site in sites(model.config).values():
+        assert scores[site.name].shape == (site.total,)
+        if site.kind == "mid":
+            assert np.allclose(scores[site.name], sliced_norm(model.state_dict(), model.config, Layout(), site, 2), rtol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    name=st.sampled_from(SHAPES),
+    rate=st.integers(2, 18).map(lambda n: round(n * 0.05, 2)),
+    round_to=st.sampled_from([1, 2, 8]),
+    part=st.sampled_from(["both", "encoder", "decoder"]),
+    kinds=st.sets(st.sampled_from(["mid", "hidden", "heads"]), min_size=1).map(tuple),
+    seed=st.integers(0, 9),
+)
+def test_a_plan_keeps_the_best_units_of_exactly_the_sites_that_were_meant(name, rate, round_to, part, kinds, seed):
+    config, random = MODELS[name].config, np.random.default_rng(seed)
+    scores = {site.name: random.integers(0, 5, site.total).astype(float) for site in sites(config).values()}
+    spec = PruneSpec(rate=rate, round_to=round_to, part=part, kinds=kinds)
+    meant = [site for site in sites(config).values() if part in ("both", site.coder) and site.kind in kinds]
+    if not meant:
+        with pytest.raises(CoreError, match="Nothing would be pruned"):
+            make_plan(config, Layout(), scores, spec)
+        return
+    plan = make_plan(config, Layout(), scores, spec)
+    assert set(plan.keep) == {site.name for site in meant}
+    for site in meant:
+        values, kept = scores[site.name], list(plan.keep[site.name])
+        gone = sorted(set(range(site.total)) - set(kept))
+        asked = Fraction(str(rate)) * site.total  # exact, where a product of floats may fall short
+        fewest = max(1, site.total - asked.numerator // asked.denominator)
+        multiple = round_to if site.kind != "heads" else 1
+        assert len(kept) == min(site.total, -(-fewest // multiple) * multiple) and kept == sorted(kept)
+        assert not gone or min(values[kept]) >= max(values[gone])
 
 
 @given(units=st.integers(1, 2000), rate=st.integers(2, 18).map(lambda n: n * 0.05), round_to=st.sampled_from([1, 4, 8]))
@@ -185,6 +251,31 @@ def test_global_counts_are_exact_under_ties(data):
     kept = [abs(float(v)) for n, t in tensors.items() for v in t[masks[n]]]
     gone = [abs(float(v)) for n, t in tensors.items() for v in t[~masks[n] & (t != 0)]]
     assert not kept or not gone or min(kept) >= max(gone)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_counts_of_each_layer_are_exact_under_ties_and_zeros_stay(data):
+    state = {
+        f"layer{i}.weight": torch.tensor(data.draw(st.lists(st.integers(-3, 3), min_size=8, max_size=30))).float()[None]
+        for i in range(2)
+    }
+    state["layer0.bias"] = torch.ones(3)
+    rate = data.draw(st.sampled_from([0.2, 0.5, 0.7]))
+    alive = {name: int((state[name] != 0).sum()) for name in prunable(state)}
+    for method, exact in (("l1_unstructured", False), ("global_magnitude", True)):
+        try:
+            masks = prune_weights(state, method, rate=rate)
+        except CoreError as error:
+            assert error.code in ("empty_layer", "nothing_to_prune")
+            continue
+        assert set(masks) == {"layer0.weight", "layer1.weight"}
+        assert not any((mask & (state[name] == 0)).any() for name, mask in masks.items())
+        left = {name: int(mask.sum()) for name, mask in masks.items()}
+        if exact:
+            assert sum(left.values()) == sum(alive.values()) - round(rate * sum(alive.values()))
+        else:
+            assert left == {name: count - round(rate * count) for name, count in alive.items()}
 
 
 def test_half_twice_is_three_quarters_and_masks_compose():
@@ -211,6 +302,25 @@ def test_l1_unstructured_takes_the_rate_of_each_layer_and_a_threshold_is_absolut
         assert int((~mask).sum()) == round(0.3 * mask.numel())
     by_threshold = prune_weights(state, "l1_unstructured", threshold=0.01)
     assert all(torch.equal(mask, state[name].abs() >= 0.01) for name, mask in by_threshold.items())
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_illegal_plans_are_refused_with_the_site_and_change_nothing(data):
+    model = MODELS[data.draw(st.sampled_from(SHAPES))]
+    site = data.draw(st.sampled_from(list(sites(model.config).values())))
+    bad = data.draw(
+        st.sampled_from([(), (0, 0), (1, 0), (-1,), (site.total,), (0, site.total + 5)])
+        | st.lists(st.integers(0, site.total - 1), min_size=2).filter(lambda units: units != sorted(set(units))).map(tuple)
+    )
+    prefix = site.name.rpartition(".")[0]
+    block = {key: value.clone() for key, value in model.state_dict().items() if key.startswith(prefix)}
+    for change in (cut, zero):
+        with pytest.raises(ConfigError, match=site.name):
+            change(model.state_dict(), model.config, Layout(), {site.name: bad})
+    with pytest.raises(ConfigError, match=site.name):
+        Plan("m_x", Layout().digest(), {site.name: bad}).apply_to(model.config, Layout())
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in block.items())
 
 
 def test_refusals_say_why():

@@ -1,0 +1,155 @@
+"""Prune: the method that was chosen is the one that runs, and each field of the form changes something alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import store as st
+from core.errors import CoreError
+from core.operations.models import load
+from core.pruning.plans import Plan, kept_count
+from core.specs import METHOD_TITLES, PruneSpec
+from dcaecore import VARIANTS, Layout, sites
+from tests.core.in_process import InProcess
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    from core.settings import Settings
+
+    made = InProcess(Settings(home=tmp_path_factory.mktemp("prune"), device="cpu"))
+    yield made
+    made.store.close()
+
+
+@pytest.fixture(scope="module")
+def parent(bench):
+    return bench.add()
+
+
+@pytest.fixture(scope="module")
+def plain(bench, parent):
+    """The model that the fields' defaults make."""
+    return load(bench.store, bench.run("prune", parent.id).model_id)
+
+
+# Failure 2: the method drop-down was ignored; no structured pruning of DC-AE, so no speed-up.
+def test_each_method_makes_its_own_model_and_only_the_structured_one_costs_less(bench, parent):
+    made = {method: load(bench.store, bench.run("prune", parent.id, method=method).model_id) for method in METHOD_TITLES}
+    assert len({found.row.id for found in made.values()}) == len(METHOD_TITLES) == 3
+    facts = {method: found.row.facts for method, found in made.items()}
+    for method in ("l1_unstructured", "global_magnitude"):
+        assert facts[method]["parameters"] == parent.facts["parameters"]
+        assert facts[method]["decode_macs"] == parent.facts["decode_macs"]
+        assert facts[method]["sparsity"] == pytest.approx(0.5, abs=0.03) and made[method].masks
+    shares = {
+        method: {name: round(float(mask.float().mean()), 2) for name, mask in found.masks.items()}
+        for method, found in made.items()
+    }
+    assert set(shares["l1_unstructured"].values()) == {0.5} and len(set(shares["global_magnitude"].values())) > 5
+    structured = made["l2_structured"]
+    assert facts["l2_structured"]["parameters"] < 0.8 * parent.facts["parameters"]
+    assert facts["l2_structured"]["decode_macs"] < 0.8 * parent.facts["decode_macs"]
+    assert facts["l2_structured"]["sparsity"] < 0.03 and not structured.masks
+    block = "decoder.stages.1.blocks.0"
+    assert structured.model.get_submodule(f"{block}.conv1").out_channels == 8  # of 16: the convolution itself is half
+    assert structured.model.state_dict()[f"{block}.conv2.weight"].shape[1] == 8
+
+
+def widths(bench, parent, **fields) -> dict[str, int]:
+    found = load(bench.store, bench.run("prune", parent.id, **fields).model_id).model
+    return {site.name: found.layout.width(site) for site in sites(found.config).values()}
+
+
+CASES = {
+    "rate": (0.25, lambda site: kept_count(site.total, 0.25)),
+    "part": ("decoder", lambda site: site.total if site.coder == "encoder" else kept_count(site.total, 0.5)),
+    "round_to": (12, lambda site: kept_count(site.total, 0.5, round_to=1 if site.kind == "heads" else 12)),
+    "kinds": (["hidden"], lambda site: kept_count(site.total, 0.5) if site.kind == "hidden" else site.total),
+    "stage_rates": (
+        {"encoder.stages.3": 0.0, "decoder.stages.1": 0.75},
+        lambda site: kept_count(
+            site.total, {("encoder", 3): 0.0, ("decoder", 1): 0.75}.get((site.coder, site.stage), 0.5)
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", CASES)
+def test_a_field_alone_changes_the_sites_that_it_names(bench, parent, plain, field):
+    value, rule = CASES[field]
+    found = widths(bench, parent, **{field: value})
+    assert found == {site.name: rule(site) for site in sites(VARIANTS["tiny"]).values()}
+    assert found != {site.name: plain.model.layout.width(site) for site in sites(VARIANTS["tiny"]).values()}
+
+
+def test_part_and_threshold_of_an_unstructured_pruning(bench, parent):
+    half = load(bench.store, bench.run("prune", parent.id, method="l1_unstructured", part="encoder").model_id)
+    assert {name.split(".")[0] for name in half.masks} == {"encoder"}
+    cut = load(bench.store, bench.run("prune", parent.id, method="global_magnitude", rate=None, threshold=0.02).model_id)
+    dense = load(bench.store, parent.id).model.state_dict()
+    assert cut.masks and all(torch.equal(mask, dense[name].abs() >= 0.02) for name, mask in cut.masks.items())
+
+
+def test_every_field_has_its_case():
+    assert set(PruneSpec.model_fields) == {"method", "threshold", *CASES}
+
+
+def test_the_plan_is_kept_beside_its_model(bench, parent, plain):
+    job = bench.run("prune", parent.id)
+    plan = Plan.from_json(json.loads(bench.store.blobs.read(job.result["plan_digest"])))
+    assert plan.id == job.result["plan"] and plan.parent == parent.id
+    assert plan.apply_to(VARIANTS["tiny"], Layout()) == plain.model.layout
+    assert 0.4 < job.result["achieved_rate"] <= 0.5 and job.model_id == plain.row.id
+    assert any("Asked for 0.5" in line["message"] for line in bench.log(job))
+
+
+def test_zeros_stay_zero_through_a_second_and_a_structured_pruning(bench, parent):
+    first = bench.run("prune", parent.id, method="l1_unstructured", rate=0.5)
+    second = bench.run("prune", first.model_id, method="l1_unstructured", rate=0.5)
+    assert second.result["prunable_weights"] == first.result["prunable_weights"] - first.result["zeroed_weights"]
+    sparse = load(bench.store, second.model_id)
+    earlier = load(bench.store, first.model_id)
+    assert all(not (mask & ~earlier.masks[name]).any() for name, mask in sparse.masks.items())
+    assert sparse.row.facts["sparsity"] == pytest.approx(0.75, abs=0.03)
+    narrow = load(bench.store, bench.run("prune", second.model_id, rate=0.5).model_id)
+    state = narrow.model.state_dict()
+    assert narrow.masks.keys() == sparse.masks.keys()
+    assert all(mask.shape == state[name].shape and not state[name][~mask].any() for name, mask in narrow.masks.items())
+    assert narrow.row.facts["sparsity"] > 0.5
+
+
+def test_batchnorm_is_left_as_it_is(bench):
+    decoder = replace(VARIANTS["tiny"].decoder, norms=("bn2d",) * 4, acts=("relu",) * 4)
+    row = bench.add(replace(VARIANTS["tiny"], decoder=decoder), name="batchnorm")
+    before = load(bench.store, row.id).model.state_dict()
+    after = load(bench.store, bench.run("prune", row.id).model_id).model.state_dict()
+    kept = [name for name in before if ".norm." in name]
+    assert any("running_var" in name for name in kept)
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+
+
+def test_a_cancel_makes_no_model(bench, parent):
+    before = st.list_models(bench.store)
+    job = bench.submit("prune", parent.id, rate=0.35)
+    claimed = bench.claim()
+    st.jobs.request(bench.store, job.id, "cancel")
+    assert bench.perform(claimed).state == "cancelled"
+    assert st.list_models(bench.store) == before
+
+
+def test_what_cannot_be_is_refused(bench, parent):
+    for fields, words in (
+        ({"stage_rates": {"middle": 0.5}}, "no stage"),
+        ({"kinds": []}, "Nothing would be pruned"),
+        ({"method": "global_magnitude", "rate": None, "threshold": 1e9}, "last weight"),
+        ({"method": "l1_unstructured", "rate": None, "threshold": 1e-30}, "No weight would be pruned"),
+    ):
+        with pytest.raises(CoreError, match=words):
+            bench.run("prune", parent.id, **fields)
+    with pytest.raises(CoreError, match="needs a parent"):
+        bench.run("prune")
