@@ -105,8 +105,10 @@ class Views:
 
     def evaluation_for(self, ref: str) -> dict[str, Any]:
         """Evaluation settings that fit a model: those of its family's last evaluation, so that figures compare."""
+        baseline = st.baseline_of(self.store, ref).id
         for job in jobs.list_jobs(self.store, ("done",), 200):
-            if job.operation == "evaluate":
+            subject = job.parent_model_id
+            if job.operation == "evaluate" and subject and st.baseline_of(self.store, subject).id == baseline:
                 return dict(job.spec)
         return {"image_size": self.settings.preset_image_size}
 

@@ -143,9 +143,9 @@ def test_two_prunings_with_save_and_load_between(name, tmp_path):
 
 
 def chosen_blocks(kind: str) -> list[tuple[str, str]]:
-    """The first and the last block of each coder that has sites of a kind, in each shape."""
+    """The first and the last block of each coder that has sites of a kind (deeper shapes repeat the blocks of f32)."""
     found = []
-    for name, model in MODELS.items():
+    for name, model in list(MODELS.items())[:3]:
         for coder in ("encoder", "decoder"):
             named = [site.name for site in sites(model.config).values() if site.kind == kind and site.coder == coder]
             found += [(name, site) for site in dict.fromkeys((*named[:1], *named[-1:]))]
