@@ -122,6 +122,8 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
         skip_broken=spec.data.skip_broken,
         with_foreground=spec.foreground_weight != 1.0,
     )
+    if stream.with_foreground and trained.frames.episodes is None:
+        context.log("warning", "The images have no episodes, so nothing tells what moves: foreground_weight has no effect.")
     callbacks = JobCallbacks(context, settings, pinned, spec.num_save_images)
     folder = context.folder / "checkpoints"
     resume = latest_checkpoint(folder)
