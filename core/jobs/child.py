@@ -38,9 +38,18 @@ class _LogHandler(logging.Handler):
         self.context.log(record.levelname.lower(), self.format(record))
 
 
-def run_job(settings_json: str, job_id: str) -> None:
-    """The child's whole life. A user's mistake fails the job with its fields; anything else with its traceback too."""
+def main(settings_json: str, job_id: str) -> None:
+    """The child's whole life: what belongs to a process of our own, then the job."""
+    import torch
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Threads inherit the mode of the one that starts them, so this comes before any work (see dcaecore.trainer).
+    torch.set_flush_denormal(True)
+    run_job(settings_json, job_id)
+
+
+def run_job(settings_json: str, job_id: str) -> None:
+    """Runs a claimed job. A user's mistake fails it with its fields; anything else with its traceback too."""
     settings = Settings.model_validate_json(settings_json)
     store = st.open_store(settings.home)
     job = jobs.get_job(store, job_id)
@@ -114,8 +123,6 @@ def _listen(context: Context) -> _LogHandler:
 def _run(context: Context) -> None:
     import torch
 
-    # Threads inherit the mode of the one that starts them, so this comes before any work (see dcaecore.trainer).
-    torch.set_flush_denormal(True)
     if context.settings.num_threads:
         torch.set_num_threads(context.settings.num_threads)
     job: Any = context.job

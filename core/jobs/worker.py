@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 import store.jobs as jobs
-from core.jobs.child import crash_report, run_job
+from core.jobs import child
 from core.jobs.health import Pulse, kill
 from core.operations.context import append_log
 from core.settings import Settings
@@ -126,7 +126,7 @@ def _nothing() -> None:
 
 
 def _run_child(store: Store, settings: Settings, context: Any, job: JobRow, stop: Stop) -> None:
-    process = context.Process(target=run_job, args=(settings.model_dump_json(), job.id), name=f"offshoot-{job.id}")
+    process = context.Process(target=child.main, args=(settings.model_dump_json(), job.id), name=f"offshoot-{job.id}")
     try:
         process.start()
     except (OSError, EOFError) as error:
@@ -187,5 +187,5 @@ def _fail(store: Store, job: JobRow, code: str, message: str, given: Any) -> Non
         "next": "Resume the job: it goes on from its last checkpoint.",
     }
     folder = store.job_folder(job.id)
-    jobs.fail(store, job, error, crash_report(folder), attempt=job.attempt)
+    jobs.fail(store, job, error, child.crash_report(folder), attempt=job.attempt)
     append_log(folder, "error", message)

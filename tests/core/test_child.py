@@ -21,7 +21,6 @@ from tests.core.in_process import InProcess
 @pytest.fixture
 def bench(settings, monkeypatch):
     """A store, with what a child sets for its whole process undone at the end."""
-    monkeypatch.setattr(child, "signal", SimpleNamespace(signal=lambda *_: None, SIGINT=2, SIG_IGN=1))
     monkeypatch.setattr(child, "faulthandler", SimpleNamespace(enable=lambda _file: None, disable=lambda: None))
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     root = logging.getLogger()

@@ -18,10 +18,10 @@ from tests.core.in_process import InProcess
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
+def bench(tmp_path_factory, data_dir):
     from core.settings import Settings
 
-    made = InProcess(Settings(home=tmp_path_factory.mktemp("prune"), device="cpu"))
+    made = InProcess(Settings(home=tmp_path_factory.mktemp("prune"), data_dir=data_dir, device="cpu"))
     yield made
     made.store.close()
 
@@ -37,10 +37,18 @@ def plain(bench, parent):
     return load(bench.store, bench.run("prune", parent.id).model_id)
 
 
+SMALL = {"calibration_images": 4, "calibration_size": 32}
+
+
 # Failure 2: the method drop-down was ignored; no structured pruning of DC-AE, so no speed-up.
 def test_each_method_makes_its_own_model_and_only_the_structured_one_costs_less(bench, parent):
-    made = {method: load(bench.store, bench.run("prune", parent.id, method=method).model_id) for method in METHOD_TITLES}
-    assert len({found.row.id for found in made.values()}) == len(METHOD_TITLES) == 3
+    made = {
+        method: load(
+            bench.store, bench.run("prune", parent.id, method=method, **(SMALL if method == "structured" else {})).model_id
+        )
+        for method in METHOD_TITLES
+    }
+    assert len({found.row.id for found in made.values()}) == len(METHOD_TITLES) == 4
     facts = {method: found.row.facts for method, found in made.items()}
     for method in ("l1_unstructured", "global_magnitude"):
         assert facts[method]["parameters"] == parent.facts["parameters"]
@@ -51,13 +59,14 @@ def test_each_method_makes_its_own_model_and_only_the_structured_one_costs_less(
         for method, found in made.items()
     }
     assert set(shares["l1_unstructured"].values()) == {0.5} and len(set(shares["global_magnitude"].values())) > 5
-    structured = made["l2_structured"]
-    assert facts["l2_structured"]["parameters"] < 0.8 * parent.facts["parameters"]
-    assert facts["l2_structured"]["decode_macs"] < 0.8 * parent.facts["decode_macs"]
-    assert facts["l2_structured"]["sparsity"] < 0.03 and not structured.masks
-    block = "decoder.stages.1.blocks.0"
-    assert structured.model.get_submodule(f"{block}.conv1").out_channels == 8  # of 16: the convolution itself is half
-    assert structured.model.state_dict()[f"{block}.conv2.weight"].shape[1] == 8
+    for method in ("l2_structured", "structured"):
+        structured = made[method]
+        assert facts[method]["parameters"] < 0.8 * parent.facts["parameters"]
+        assert facts[method]["decode_macs"] < 0.8 * parent.facts["decode_macs"]
+        assert facts[method]["sparsity"] < 0.03 and not structured.masks
+        block = "decoder.stages.1.blocks.0"
+        assert structured.model.get_submodule(f"{block}.conv1").out_channels == 8  # of 16: the convolution itself is half
+        assert structured.model.state_dict()[f"{block}.conv2.weight"].shape[1] == 8
 
 
 def widths(bench, parent, **fields) -> dict[str, int]:
@@ -77,14 +86,43 @@ CASES = {
         ),
     ),
 }  # fmt: skip
+"""Fields that every structured method takes: (value, width of each internal site)."""
 
 
 @pytest.mark.parametrize("field", CASES)
 def test_a_field_alone_changes_the_sites_that_it_names(bench, parent, plain, field):
     value, rule = CASES[field]
     found = widths(bench, parent, **{field: value})
-    assert found == {site.name: rule(site) for site in sites(VARIANTS["tiny"]).values()}
+    assert found == {
+        site.name: site.total if site.kind == "stream" else rule(site) for site in sites(VARIANTS["tiny"]).values()
+    }  # fmt: skip
     assert found != {site.name: plain.model.layout.width(site) for site in sites(VARIANTS["tiny"]).values()}
+
+
+STREAMS = ["mid", "hidden", "heads", "stream"]
+SCORED = {
+    "score": ({}, "fpgm"),
+    "scope": ({}, "global"),
+    "compensate": ({}, False),
+    "calibration_images": ({}, 6),
+    "calibration_size": ({}, 64),
+    "calibration_foreground_weight": ({}, 1.0),
+    "calibration_data": ({}, {"deny_rows": ["00000000", "00000001", "00000002", "00000023", "00000024"], "split_seed": 1}),
+    "seed": ({}, 1),
+    "stream_norms": ({"kinds": STREAMS}, "exact"),
+}
+"""Fields of the method `structured`: (what must stand beside it, the value). Each alone makes another model."""
+
+
+def test_each_field_of_the_scored_method_alone_makes_another_model(bench, parent):
+    def made(**fields) -> str:
+        job = bench.run("prune", parent.id, method="structured", **{**SMALL, **fields})
+        return load(bench.store, job.model_id).row.weights_digest
+
+    base = {name: made(**beside) for name, (beside, _value) in SCORED.items() if beside}
+    plain = made()
+    for name, (beside, value) in SCORED.items():
+        assert made(**beside, **{name: value}) != base.get(name, plain), name
 
 
 def test_part_and_threshold_of_an_unstructured_pruning(bench, parent):
@@ -96,7 +134,7 @@ def test_part_and_threshold_of_an_unstructured_pruning(bench, parent):
 
 
 def test_every_field_has_its_case():
-    assert set(PruneSpec.model_fields) == {"method", "threshold", *CASES}
+    assert set(PruneSpec.model_fields) == {"method", "threshold", *CASES, *SCORED}
 
 
 def test_the_plan_is_kept_beside_its_model(bench, parent, plain):
