@@ -27,9 +27,8 @@ demo: $(VENV)/run.stamp
 
 ## Lint, types and every test, the browser's included; coverage must stay over 85 %.
 test: check
-	OFFSHOOT_CHROMIUM="$$(scripts/chromium | tail -n 1)" OMP_NUM_THREADS=2 $(BIN)/coverage run -m pytest
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report --fail-under=85 | tail -n 40
+	OFFSHOOT_CHROMIUM="$$(scripts/chromium | tail -n 1)" OMP_NUM_THREADS=1 \
+		$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-fail-under 85
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .
