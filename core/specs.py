@@ -286,8 +286,28 @@ class RetrainSpec(Spec):
         ge=0.0,
         le=100.0,
     )
+    teacher: str = _field(
+        "",
+        "Model to learn from besides the images: `baseline` (this family's), or an id, name or alias; empty for none.",
+        group="Distillation",
+        advanced=True,
+    )
+    distill_output_weight: float = _field(
+        0.0, "Weight of the L1 distance to the teacher's output.", group="Distillation", ge=0.0, le=1000.0, advanced=True
+    )
+    distill_latent_weight: float = _field(
+        0.0, "Weight of the relative squared distance to the teacher's latents: keeps the latent space.", group="Distillation",
+        ge=0.0, le=1000.0, advanced=True,
+    )  # fmt: skip
+    distill_features_weight: float = _field(
+        0.0, "Weight of the relative squared distance to the teacher's stage features.", group="Distillation",
+        ge=0.0, le=1000.0, advanced=True,
+    )  # fmt: skip
     frozen_part: Literal["none", "encoder", "decoder"] = _field(
-        "none", "Part that keeps its weights.", group="Loss", advanced=True
+        "none",
+        "Part that keeps its weights: an encoder that is held keeps the latents as they are.",
+        group="Loss",
+        advanced=True,
     )
     batchnorm: Literal["frozen", "train"] = _field(
         "frozen",
@@ -318,6 +338,13 @@ class RetrainSpec(Spec):
         if not all(0.0 <= beta < 1.0 for beta in value):
             raise ValueError(f"betas must lie in [0, 1), not {value}")
         return value
+
+    @model_validator(mode="after")
+    def _taught(self) -> RetrainSpec:
+        wanted = max(self.distill_output_weight, self.distill_latent_weight, self.distill_features_weight) > 0
+        if wanted != bool(self.teacher):
+            raise ValueError("a teacher and at least one distillation weight go together (teacher `baseline` is this family's)")
+        return self
 
     @property
     def total_steps(self) -> int:

@@ -15,6 +15,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "config": ("CoderConfig", "DCAEConfig"),
     "cost": ("Cost", "ModuleCost", "estimate"),
     "data": ("DataSource", "Frames", "Splits", "open_frames", "split_rows"),
+    "distillation": ("Distillation", "DistillWeights"),
     "errors": ("CheckpointError", "ConfigError", "DataError", "DcaeError", "TrainingError"),
     "layout": ("Layout", "Site", "sites"),
     "losses": ("ReconstructionLoss", "lpips_status"),

@@ -31,6 +31,9 @@ class TrainSettings:
     reconstruction_loss: str = "l1"
     foreground_weight: float = 1.0
     perceptual_weight: float = 0.0
+    distill_output_weight: float = 0.0
+    distill_latent_weight: float = 0.0
+    distill_features_weight: float = 0.0
     frozen_part: str = "none"
     batchnorm: str = "frozen"
     dtype: str = "float32"

@@ -34,9 +34,11 @@ from dcaecore.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
+from dcaecore.distillation import Distillation, DistillWeights
 from dcaecore.errors import CheckpointError, ConfigError, TrainingError
 from dcaecore.losses import ReconstructionLoss
 from dcaecore.metrics import ImageScores, evaluate_images
+from dcaecore.model import DCAE
 from dcaecore.optim import MovingAverage, WeightMasks, make_optimizer
 from dcaecore.pinned import PinnedImages
 from dcaecore.train_settings import TrainSettings
@@ -147,6 +149,7 @@ class _Run:
         folder: Path | None,
         device: str,
         late_reports: bool | None,
+        teacher: DCAE | None,
     ) -> None:
         self.settings, self.pinned, self.callbacks, self.folder = settings, pinned, callbacks, folder
         self.device = torch.device(device)
@@ -166,6 +169,13 @@ class _Run:
             foreground_weight=settings.foreground_weight,
             perceptual_weight=settings.perceptual_weight,
         ).to(self.device)
+        wanted = DistillWeights(settings.distill_output_weight, settings.distill_latent_weight, settings.distill_features_weight)
+        if wanted.any and (teacher is None or not isinstance(self.model, DCAE)):
+            raise ConfigError("Distillation needs a teacher.", code="no_teacher", next="Name one, or set its weights to 0.")
+        self.distillation: Distillation | None = None
+        if teacher is not None and wanted.any:
+            teacher = teacher.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.distillation = Distillation(teacher, self.model, wanted)
         self.autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
         self.average = MovingAverage(self.model, settings.ema_decay)
         self.best: dict[str, Tensor] = {}
@@ -268,8 +278,13 @@ class _Run:
         content = batch.content_B1HW.to(self.device, non_blocking=True)
         moving = batch.foreground_B1HW.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            y = self.model(x)
+            if self.distillation is None:
+                y = self.model(x)
+            else:
+                y, taught, terms = self.distillation(x)
         loss, parts = self.loss(y, x, content, moving)
+        if self.distillation is not None:
+            loss, parts = loss + taught, {**parts, **terms}
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.masks.mask_gradients()
@@ -322,18 +337,19 @@ def train(
     device: str = "cpu",
     clock: Callable[[], float] = time.monotonic,
     late_reports: bool | None = None,
+    teacher: DCAE | None = None,
 ) -> TrainResult:
     """Trains `model` in place and returns the weights to keep.
 
     `masks` (parameter name -> bool, True = kept) hold throughout. `folder` receives checkpoints: at each `save_interval` epochs,
     at least once a minute, at a pause and at the end of a cancelled run; `resume_from` is one of them. `late_reports`: whether a
-    step's figures are read after the next one was started (None: on CUDA). Raises TrainingError where the loss is not finite
-    (the newest checkpoint is then whole), ConfigError for settings that cannot be, CheckpointError for a checkpoint that cannot
-    be read or written.
+    step's figures are read after the next one was started (None: on CUDA). `teacher` is what distillation follows. Raises
+    TrainingError where the loss is not finite (the newest checkpoint is then whole), ConfigError for settings that cannot be,
+    CheckpointError for a checkpoint that cannot be read or written.
     """
     callbacks = callbacks or NullCallbacks()
     torch.manual_seed(settings.seed)
-    run = _Run(model, settings, pinned, masks or {}, callbacks, folder, device, late_reports)
+    run = _Run(model, settings, pinned, masks or {}, callbacks, folder, device, late_reports, teacher)
     run.set_train_mode()
     if resume_from is not None:
         run.restore(resume_from)

@@ -17,7 +17,7 @@ from core.errors import CoreError
 from core.names import model_name
 from core.operations.context import Cancelled, Context, Outcome, Paused
 from core.operations.images import open_parts
-from core.operations.models import load, new_model
+from core.operations.models import Loaded, load, new_model
 from core.specs import RetrainSpec
 from dcaecore import (
     BatchStream,
@@ -29,7 +29,7 @@ from dcaecore import (
     schedule_warning,
     train,
 )
-from store import checkpoints
+from store import baseline_of, checkpoints, get_model
 
 SETTINGS = {field.name for field in dataclasses.fields(TrainSettings)}
 
@@ -96,6 +96,15 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def _teacher(spec: RetrainSpec, context: Context, parent: Loaded) -> Loaded | None:
+    """The model that distillation follows."""
+    if not spec.teacher:
+        return None
+    row = baseline_of(context.store, parent.row.id) if spec.teacher == "baseline" else get_model(context.store, spec.teacher)
+    context.log("info", f"Learning from {row.name} ({row.id}).")
+    return load(context.store, row.id)
+
+
 def run(spec: RetrainSpec, context: Context) -> Outcome:
     """Trains the parent; goes on from the job's newest checkpoint where there is one."""
     if context.job.parent_model_id is None:
@@ -111,6 +120,7 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
     )
     if warning:
         context.log("warning", warning)
+    teacher = _teacher(spec, context, parent)
     trained, validation = open_parts(spec.data, spec.image_size, context, "train", "validation")
     pinned = pin(validation.cache, validation.rows, spec.val_steps, skip_broken=spec.data.skip_broken)
     stream = BatchStream(
@@ -143,6 +153,7 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
         folder=folder,
         resume_from=resume,
         device=context.device,
+        teacher=None if teacher is None else teacher.model,
     )
     if result.status == "released":
         raise Paused
@@ -160,7 +171,7 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
         config=parent.model.config,
         layout=parent.model.layout,
         masks=parent.masks,
-        parents=[("parent", parent.row.id)],
+        parents=[("parent", parent.row.id), *([] if teacher is None else [("teacher", teacher.row.id)])],
         dataset={**trained.frames.identity(trained.rows), "image_size": spec.image_size, "seed": spec.seed},
     )
     steps = result.steps - callbacks.first_step

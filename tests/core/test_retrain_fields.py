@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 import store.jobs as jobs
 from core.errors import CoreError
@@ -23,9 +24,9 @@ from core.operations import retrain
 from core.operations.context import Context
 from core.operations.images import open_parts
 from core.operations.models import new_model
-from core.specs import DataSpec, RetrainSpec
-from dcaecore import ConfigError, DataError, load_model
-from store import metrics, open_store
+from core.specs import DataSpec, ImportSpec, RetrainSpec
+from dcaecore import DCAE, VARIANTS, ConfigError, DataError, load_model
+from store import add_model, metrics, open_store
 
 BASE: dict[str, Any] = {
     "image_size": 32, "batch_size": 2, "n_epochs": 2, "steps_per_epoch": 2, "warmup_epochs": 0, "init_lr": 1e-2, "val_steps": 16,
@@ -46,6 +47,10 @@ TOGETHER: dict[str, tuple[dict[str, Any], Any]] = {
     "decay_norms_and_biases": ({"weight_decay": 1.0}, True),
     "warmup_lr": ({"warmup_epochs": 1}, 5e-3),
     "lr_gamma": ({"lr_schedule_name": "exponential"}, 0.9),
+    "teacher": ({"teacher": "baseline", "distill_output_weight": 1.0}, "other"),
+    "distill_output_weight": ({"teacher": "baseline", "distill_latent_weight": 0.1}, 10.0),
+    "distill_latent_weight": ({"teacher": "baseline", "distill_output_weight": 0.1}, 10.0),
+    "distill_features_weight": ({"teacher": "baseline", "distill_output_weight": 0.1}, 10.0),
     "lr_step_epochs": ({"lr_schedule_name": "step", "n_epochs": 3}, 2),
 }
 """Fields that apply only beside others: (the others, the value)."""
@@ -65,18 +70,16 @@ class Bench:
     """Runs retrainings in this process, without a worker."""
 
     def __init__(self, settings) -> None:
-        from core.specs import ImportSpec
-        from dcaecore import DCAE, VARIANTS
-
         self.settings, self.store = settings, open_store(settings.home)
-        torch.manual_seed(0)
-        model = DCAE(VARIANTS["tiny"])
-        made = new_model(self.store, name="tiny", kind="baseline", spec=ImportSpec(source="tiny", random_seed=0),
-                         state=model.state_dict(), config=model.config, layout=model.layout)  # fmt: skip
-        from store import add_model
-
-        self.parent = add_model(self.store, made).id
+        self.parent, self.other = self.add("tiny", 0), self.add("other", 1)
         self.cache: dict[str, dict[str, torch.Tensor]] = {}
+
+    def add(self, name: str, seed: int) -> str:
+        torch.manual_seed(seed)
+        model = DCAE(VARIANTS["tiny"])
+        made = new_model(self.store, name=name, kind="baseline", spec=ImportSpec(source="tiny", random_seed=seed),
+                         state=model.state_dict(), config=model.config, layout=model.layout)  # fmt: skip
+        return add_model(self.store, made).id
 
     def run(self, parent: str | None = None, **changes: Any) -> tuple[Context, Any]:
         spec = RetrainSpec.model_validate({**BASE, **changes})
@@ -163,7 +166,16 @@ def test_the_field_alone_changes_the_weights(bench, field):
 @pytest.mark.parametrize("field", TOGETHER)
 def test_the_field_changes_the_weights_where_it_applies(bench, field):
     beside, value = TOGETHER[field]
-    assert bench.weights(**beside) != bench.weights(**beside, **{field: value})
+    assert bench.weights(**beside) != bench.weights(**{**beside, field: value})
+
+
+def test_the_teacher_is_an_edge_of_the_lineage(bench):
+    outcome = bench.run(teacher="other", distill_latent_weight=1.0)[1]
+    assert [role for role, _model in outcome.model.parents] == ["parent", "teacher"]
+    assert dict(outcome.model.parents)["teacher"] == bench.other
+    for fields in ({"teacher": "baseline"}, {"distill_output_weight": 1.0}):
+        with pytest.raises(ValidationError, match="go together"):
+            bench.run(**fields)
 
 
 def test_the_same_spec_gives_the_same_weights_and_logging_does_not_matter(bench):
@@ -179,10 +191,6 @@ def test_the_field_alone_is_seen_in_the_record(bench, field):
 
 
 def test_batchnorm_statistics_move_only_where_asked(bench):
-    from core.specs import ImportSpec
-    from dcaecore import DCAE, VARIANTS
-    from store import add_model
-
     decoder = replace(VARIANTS["tiny"].decoder, norms=("bn2d",) * 4, acts=("relu",) * 4)
     torch.manual_seed(0)
     model = DCAE(replace(VARIANTS["tiny"], decoder=decoder))
