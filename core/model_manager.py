@@ -193,7 +193,7 @@ class ModelManager(Views):
         benchmark: SpecLike = None,
         device: str | None = None,
     ) -> list[JobRow]:
-        """The whole chain as jobs: prune, retrain, evaluate, benchmark; the parent is evaluated too where it never was.
+        """The whole chain as jobs: prune, retrain, evaluate, benchmark; parent and baseline too where never evaluated like this.
 
         `preset` is one of `core.specs.PRESETS`; given specs override it. Returns the jobs in order.
         """
@@ -203,13 +203,28 @@ class ModelManager(Views):
         scored = _checked("evaluate", evaluate)
         chain: list[JobRow] = []
         for subject in dict.fromkeys((row.id, st.baseline_of(self.store, row.id).id)):
-            if not st.scores.scores(self.store, subject):
+            if not self._evaluated(subject, scored):
                 chain.append(self.evaluate_model(subject, scored, device=device))
         pruned = self.prune_model(row.id, prune or chosen.prune, device=device)
         trained = self.retrain_model({"job": pruned.id}, retrain or chosen.retrain, device=device)
         judged = self.evaluate_model({"job": trained.id}, scored, device=device)
         timed = self.benchmark_models({"job": trained.id}, benchmark, device=device)
         return [*chain, pruned, trained, judged, timed]
+
+    def _evaluated(self, subject: str, spec: Spec) -> bool:
+        """Whether a job has evaluated a model by these settings, or is about to."""
+        known = jobs.list_jobs(self.store, ("done", "queued", "blocked", "starting", "running"), 200)
+        return any(
+            job.operation == "evaluate"
+            and job.parent_model_id == subject
+            and EvaluateSpec.model_validate(job.spec).identity_spec() == spec.identity_spec()
+            for job in known
+        )
+
+    def validate_model(self, ref: str) -> list[JobRow]:
+        """Evaluates a model as its family was last evaluated, and benchmarks it beside its baseline."""
+        row = self.get_model(ref)
+        return [self.evaluate_model(row.id, self.evaluation_for(row.id)), self.benchmark_models([row.id])]
 
     def predicted_seconds(self, parent: Ref, preset: str) -> float:
         """Roughly how long a preset's training takes: by the last measured step of this store, else by MACs."""

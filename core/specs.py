@@ -184,9 +184,10 @@ class PruneSpec(Spec):
         advanced=True,
         when={"method": list(STRUCTURED_METHODS)},
     )
-    stage_rates: dict[str, float] = _field(
+    site_rates: dict[str, float] = _field(
         {},
-        "Rates of single stages that override `rate`, such as {'decoder.stages.2': 0.3}; 0 locks the stage.",
+        "Rates that override `rate` for a kind of site, a stage or one site, the most particular first, such as "
+        "{'stream': 0.25, 'decoder.stages.2': 0.3}; 0 leaves it whole.",
         group="Where",
         advanced=True,
         when={"method": list(STRUCTURED_METHODS)},
@@ -199,9 +200,9 @@ class PruneSpec(Spec):
             raise ValueError(f"must be a finite number, not {value}")
         return value
 
-    @field_validator("stage_rates")
+    @field_validator("site_rates")
     @classmethod
-    def _stage_rates(cls, value: dict[str, float]) -> dict[str, float]:
+    def _site_rates(cls, value: dict[str, float]) -> dict[str, float]:
         for name, rate in value.items():
             if not 0.0 <= rate <= 0.9:
                 raise ValueError(f"rate of {name} is {rate}; legal is 0 (locked) to 0.9")

@@ -32,7 +32,7 @@ with right:
     st.markdown("**Candidate**")
     values = spec_form(PruneSpec, key="prune", per_row=2)
     if values["method"] in UNSTRUCTURED_METHODS:
-        values["stage_rates"] = {}
+        values["site_rates"] = {}
         if values.get("threshold"):
             values["rate"] = None
     else:

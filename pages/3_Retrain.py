@@ -6,6 +6,7 @@ manager = boot("Retrain")
 
 import streamlit as st  # noqa: E402
 
+from core.compare import METRICS  # noqa: E402
 from core.specs import PRESETS, RetrainSpec  # noqa: E402
 from dcaecore.schedules import learning_rate, schedule_warning  # noqa: E402
 from pages.ui.chain import line_chart, show_log  # noqa: E402
@@ -27,7 +28,7 @@ def watch(ref: str) -> None:
     if len(steps) > 1:
         with loss:
             st.echarts_chart(line_chart({"loss": (steps, values)}, "step", log=min(values) > 0), height=260, key="retrain-loss")
-    curves = {k: manager.series(ref, f"val_{k}", max_points=400) for k in ("psnr_db", "foreground_psnr_db")}
+    curves = {METRICS[k].title: manager.series(ref, f"val_{k}", max_points=400) for k in ("psnr_db", "foreground_psnr_db")}
     curves = {name: curve for name, curve in curves.items() if curve[0]}
     if curves:
         marks = manager.baseline_marks(job.parent_model_id) if job.parent_model_id else {}

@@ -59,16 +59,17 @@ with guarded():
         )
     for note in comparison.notes:
         st.warning(note)
-    buttons = st.columns(4)
-    if buttons[0].button("Benchmark them together", help="One interleaved run over all models shown."):
-        manager.benchmark_models(picked)
-        st.toast("Queued.")
-    target = buttons[1].selectbox(
-        "Make current", picked, index=len(picked) - 1, format_func=lambda ref: rows[ref].name, label_visibility="collapsed"
-    )
-    if buttons[2].button("Make current", type="primary"):
-        manager.promote(target)
-        st.rerun()
+    with st.container(horizontal=True):
+        if st.button("Benchmark them together", help="One interleaved run over all models shown."):
+            manager.benchmark_models(picked)
+            st.toast("Queued.")
+        target = st.selectbox(
+            "Make current", picked, index=len(picked) - 1, format_func=lambda ref: rows[ref].name,
+            label_visibility="collapsed", width=360,
+        )  # fmt: skip
+        if st.button("Make current", type="primary"):
+            manager.promote(target)
+            st.rerun()
 
     st.subheader("Quality against cost")
     known = [key for key in METRICS if any(comparison.figures[m.id][key].value is not None for m in comparison.models)]
@@ -91,13 +92,17 @@ with guarded():
         chart.update_layout(height=360, showlegend=False, margin={"t": 30, "l": 90, "r": 90}, xaxis_title=titles["x"],
                             yaxis_title=titles["y"])  # fmt: skip
         st.plotly_chart(chart)
+    else:
+        st.caption("No model shown has quality figures yet: *Validate*, below, measures them.")
     st.subheader("Images")
     errors = st.toggle("Error maps", help="Absolute difference from the original, times four.")
     found = {ref: manager.pictures(ref) for ref in picked}
     count = min((len(images) for images in found.values() if images), default=0)
     scores = {ref: manager.image_psnr(ref) for ref in picked}
     order = list(range(count))
-    if len(picked) > 1 and all(len(scores[ref]) >= count for ref in (picked[0], picked[-1])):
+    if not count:
+        st.caption("No model shown has reconstructions yet: *Validate*, below, makes them.")
+    elif len(picked) > 1 and all(len(scores[ref]) >= count for ref in (picked[0], picked[-1])):
         order.sort(key=lambda i: scores[picked[-1]][i] - scores[picked[0]][i])
         st.caption("Sorted by what the last model loses against the first; PSNR of each image below it.")
     for index in order:

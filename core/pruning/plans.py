@@ -75,18 +75,38 @@ def kept_count(units: int, rate: float, *, round_to: int = 1) -> int:
 
 
 def site_rates(config: DCAEConfig, spec: PruneSpec) -> dict[str, float]:
-    """The rate of each site that the spec prunes; raises CoreError for a stage that is not there."""
+    """The rate of each site that the spec prunes: its own, its stage's, its kind's, or the spec's, in this order.
+
+    Raises CoreError for a name in `spec.site_rates` that is no site, stage or kind.
+    """
     stages = {f"{site.coder}.stages.{site.stage}" for site in sites(config).values()}
-    unknown = sorted(set(spec.stage_rates) - stages)
+    kinds = {site.kind for site in sites(config).values()}
+    unknown = sorted(set(spec.site_rates) - stages - kinds - set(sites(config)))
     if unknown:
-        raise CoreError(f"There is no stage {unknown[0]!r}.", code="unknown_stage", given=unknown[0], legal=sorted(stages))
+        raise CoreError(
+            f"There is no site, stage or kind of site {unknown[0]!r}.",
+            code="unknown_site",
+            given=unknown[0],
+            legal=[*sorted(kinds), *sorted(stages), "or a site such as " + next(iter(sites(config)))],
+        )
     rates: dict[str, float] = {}
+    meant: set[str] = set()
     for name, site in sites(config).items():
         if spec.part not in ("both", site.coder) or site.kind not in spec.kinds:
             continue
-        rate = spec.stage_rates.get(f"{site.coder}.stages.{site.stage}", spec.rate or 0.0)
+        named = (name, f"{site.coder}.stages.{site.stage}", site.kind)
+        meant.update(named)
+        rate = next((spec.site_rates[key] for key in named if key in spec.site_rates), spec.rate or 0.0)
         if rate > 0:
             rates[name] = rate
+    idle = sorted(set(spec.site_rates) - meant)
+    if idle:
+        raise CoreError(
+            f"The rate of {idle[0]!r} would have no effect: part and kinds leave it out.",
+            code="idle_rate",
+            given=idle[0],
+            next="Add its kind to `kinds`, or take its rate away.",
+        )
     if not rates:
         raise CoreError("Nothing would be pruned: every site is locked or left out.", code="nothing_to_prune")
     return rates

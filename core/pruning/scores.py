@@ -33,6 +33,8 @@ Scores = dict[str, np.ndarray]
 WEIGHT_SCORES = ("l2", "l1", "lamp", "fpgm", "random")
 STATISTICS_SCORES = ("wanda", "qr", "obs")
 SCORES = (*WEIGHT_SCORES, "taylor", *STATISTICS_SCORES)
+SHRINK_AT = 0.8
+"""Share of units still there at which an elimination's matrices are made smaller."""
 
 
 def score_units(
@@ -141,43 +143,50 @@ def obs(weight: np.ndarray, gram: np.ndarray, units: np.ndarray, ridge: float = 
     """Mean squared change of the folding layer's output at which each unit is eliminated, in the best order found greedily.
 
     Removing the channels q costs `tr(W_q ([H^-1]_qq)^-1 W_q^T)` once the others take over what they can, H being the Gram matrix
-    with a ridge; W and H^-1 are then those of the smaller problem.
+    with a ridge; W and H^-1 are then those of the smaller problem. Of W only `W^T W` is needed.
     """
     count, per_unit = units.shape
     features = weight.shape[1]
-    inverse = np.linalg.inv(gram + ridge * max(float(np.diag(gram).mean()), 1e-30) * np.eye(features))
-    flat = weight.transpose(0, 2, 3, 1).reshape(-1, features)
-    product = flat.T @ flat  # of W only W^T W is needed
+    flat = torch.from_numpy(weight.transpose(0, 2, 3, 1).reshape(-1, features).astype(np.float64))
+    moments = torch.from_numpy(np.asarray(gram, dtype=np.float64))
+    strength = ridge * max(float(moments.diagonal().mean()), 1e-30)
+    inverse = torch.linalg.inv(moments + strength * torch.eye(features, dtype=torch.float64))
+    product = flat.T @ flat
+    places, names = torch.from_numpy(units.astype(np.int64)), np.arange(count)
     alive = np.ones(count, dtype=bool)
-    found = np.zeros(count)
-    reached = 0.0
+    found, reached = np.zeros(count), 0.0
     for _ in range(count - 1):
-        blocks = inverse[units[:, :, None], units[:, None, :]]
-        blocks[~alive] = np.eye(per_unit)
-        cores = np.linalg.inv(blocks)
-        costs = np.einsum("uij,uji->u", cores, product[units[:, :, None], units[:, None, :]])
+        if alive.mean() < SHRINK_AT:
+            # What is gone leaves the matrices now and then: each step costs their size.
+            left = places[torch.from_numpy(alive)].reshape(-1)
+            inverse, product = (m.index_select(0, left).index_select(1, left) for m in (inverse, product))
+            names, alive = names[alive], np.ones(int(alive.sum()), dtype=bool)
+            places = torch.arange(len(left)).reshape(-1, per_unit)
+        blocks = inverse[places[:, :, None], places[:, None, :]]
+        blocks[torch.from_numpy(~alive)] = torch.eye(per_unit, dtype=torch.float64)
+        cores = blocks.reciprocal() if per_unit == 1 else torch.linalg.inv(blocks)
+        costs = (cores * product[places[:, :, None], places[:, None, :]].transpose(1, 2)).sum((1, 2)).numpy()
         costs[~alive] = np.inf
         unit = int(np.argmin(costs))
         reached += max(float(costs[unit]), 0.0)
-        found[unit] = reached
+        found[names[unit]] = reached
         alive[unit] = False
-        q = units[unit]
-        change = inverse[:, q] @ cores[unit]
-        product = _eliminate(product, change, q)
-        inverse = inverse - change @ inverse[q, :]
-        inverse[q, :] = 0.0
-        inverse[:, q] = 0.0
-    found[alive] = np.nextafter(reached, np.inf)
+        q = places[unit]
+        _eliminate(inverse, product, q, cores[unit])
+    found[names[alive]] = np.nextafter(reached, np.inf)
     return found
 
 
-def _eliminate(product: np.ndarray, change: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """W^T W after W <- W - W_q change^T, with the columns q then exactly zero."""
-    cross = product[:, q] @ change.T
-    made = product - cross - cross.T + change @ product[np.ix_(q, q)] @ change.T
-    made[q, :] = 0.0
-    made[:, q] = 0.0
-    return made
+def _eliminate(inverse: Tensor, product: Tensor, q: Tensor, core: Tensor) -> None:
+    """H^-1 and W^T W without the channels q, in place: W <- W - W_q change^T, with change = [H^-1]_:q core."""
+    columns = inverse[:, q].clone()
+    change = columns @ core
+    inverse.addmm_(change, columns.T, alpha=-1)
+    taken = product[:, q] - 0.5 * change @ product[q[:, None], q]
+    product.addmm_(taken, change.T, alpha=-1).addmm_(change, taken.T, alpha=-1)
+    for matrix in (inverse, product):
+        matrix[q, :] = 0.0
+        matrix[:, q] = 0.0
 
 
 def _root(gram: np.ndarray) -> np.ndarray:

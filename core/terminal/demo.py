@@ -17,10 +17,16 @@ RECIPE = DEMO_FILE.with_name("recipe.json")
 
 
 def prepare(manager: ModelManager) -> ModelRow:
-    """Sample images written and a first model imported: what the first page needs. Returns the current model."""
+    """Sample images written, a first model imported and its validation queued: what the first page needs.
+
+    Returns the current model.
+    """
     ensure_sample_set("mspacman", manager.settings.data_folder / "samples")
     current = manager.current()
-    return current if current is not None else manager.initialize_model("demo", name="dcae_demo")
+    if current is None:
+        current = manager.initialize_model("demo", name="dcae_demo")
+        manager.validate_model(current.id)
+    return current
 
 
 def run(manager: ModelManager, rate: float, *, quick: bool, follow: Follow) -> Comparison:

@@ -18,6 +18,7 @@ from core.model_manager import ModelManager
 from core.terminal.demo import prepare
 from store import JobRow, ModelRow
 
+CONTROL_ICONS = {"pause": ":material/pause:", "resume": ":material/play_arrow:", "cancel": ":material/stop:"}
 ACTIVE = ("queued", "starting", "running", "pausing", "paused", "cancelling", "blocked")
 
 
@@ -129,7 +130,6 @@ def job_bar(manager: ModelManager, job: JobRow, *, key: str) -> None:
     """One job: name, state, progress, time left and its controls."""
     left = "" if job.eta_s is None else f" · {clock(job.eta_s)} left"
     st.progress(min(1.0, job.fraction), text=f"**{job.name}** · {job.state}{left}  \n{job.message}")
-    buttons = st.columns(3)
     legal = {
         "running": ("pause", "cancel"),
         "starting": ("cancel",),
@@ -139,12 +139,14 @@ def job_bar(manager: ModelManager, job: JobRow, *, key: str) -> None:
         "failed": ("resume",),
         "cancelled": ("resume",),
     }.get(job.state, ())
-    icons = {"pause": "⏸ Pause", "resume": "▶ Resume", "cancel": "⏹ Cancel"}
-    for place, verb in zip(buttons, legal, strict=False):
-        if place.button(icons[verb], key=f"{key}-{verb}-{job.id}", width="stretch"):
-            with guarded():
-                manager.control(job.id, verb)
-            st.rerun(scope="fragment")
+    if not legal:
+        return
+    with st.container(horizontal=True):
+        for verb in legal:
+            if st.button(verb.capitalize(), icon=CONTROL_ICONS[verb], key=f"{key}-{verb}-{job.id}"):
+                with guarded():
+                    manager.control(job.id, verb)
+                st.rerun(scope="fragment")
 
 
 @st.fragment(run_every=5.0)

@@ -13,12 +13,11 @@ HEADLINE = ("parameters", "sparsity", "decode_ms", "encode_ms", "psnr_db", "fore
 
 def change_text(figure: Figure) -> str | None:
     """Both changes in one line, or None where there is nothing to compare with."""
-    parts = []
-    if figure.against_baseline is not None:
-        parts.append(f"{figure.against_baseline:+.1%} baseline")
-    if figure.against_parent is not None:
-        parts.append(f"{figure.against_parent:+.1%} parent")
-    return " · ".join(parts) or None
+    changes = {"baseline": figure.against_baseline, "parent": figure.against_parent}
+    texts = {name: "unchanged" if abs(value) < 5e-4 else f"{value:+.1%}" for name, value in changes.items() if value is not None}
+    if len(texts) == 2 and len(set(texts.values())) == 1:
+        return texts["baseline"] if texts["baseline"] == "unchanged" else f"{texts['baseline']} baseline and parent"
+    return " · ".join(f"{text} {name}" for name, text in texts.items()) or None
 
 
 def headline(manager: ModelManager, row: ModelRow, *, keys: tuple[str, ...] = HEADLINE, per_row: int = 5) -> Comparison:
@@ -51,16 +50,15 @@ def headline(manager: ModelManager, row: ModelRow, *, keys: tuple[str, ...] = HE
 
 def validate_and_save(manager: ModelManager, row: ModelRow, *, key: str) -> None:
     """The two buttons that stand beside every model shown."""
-    left, right, _ = st.columns([1, 1, 2])
-    if left.button("Validate", key=f"{key}-validate", icon=":material/fact_check:", width="stretch",
-                   help="Evaluates on the pinned test images and benchmarks beside the baseline."):  # fmt: skip
-        manager.evaluate_model(row.id, manager.evaluation_for(row.id))
-        manager.benchmark_models([row.id])
-        st.toast("Validation is queued; figures appear here when it is done.")
-    right.download_button(
-        "Save to file", data=lambda: manager.weights(row.id), file_name=f"{row.name}.safetensors", key=f"{key}-save",
-        icon=":material/download:", width="stretch", on_click="ignore",
-    )  # fmt: skip
+    with st.container(horizontal=True):
+        if st.button("Validate", key=f"{key}-validate", icon=":material/fact_check:",
+                     help="Evaluates on the pinned test images and benchmarks beside the baseline."):  # fmt: skip
+            manager.validate_model(row.id)
+            st.toast("Validation is queued; figures appear here when it is done.")
+        st.download_button(
+            "Save to file", data=lambda: manager.weights(row.id), file_name=f"{row.name}.safetensors", key=f"{key}-save",
+            icon=":material/download:", on_click="ignore",
+        )  # fmt: skip
 
 
 def pictures(manager: ModelManager, row: ModelRow, *, count: int = 8) -> None:

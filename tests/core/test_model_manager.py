@@ -106,8 +106,8 @@ def test_a_prediction_is_what_the_pruning_makes(manager, tiny):
         assert predicted.parameters < tiny.facts["parameters"]
     unstructured = manager.predict_pruning(tiny.id, {"method": "global_magnitude"})
     assert unstructured.parameters == tiny.facts["parameters"]
-    with pytest.raises(CoreError, match="no stage"):
-        manager.predict_pruning(tiny.id, {"stage_rates": {"middle": 0.5}})
+    with pytest.raises(CoreError, match="no site"):
+        manager.predict_pruning(tiny.id, {"site_rates": {"middle": 0.5}})
 
 
 def test_each_verb_submits_its_operation_in_full(manager, tiny, worker):

@@ -79,7 +79,7 @@ CASES = {
     "part": ("decoder", lambda site: site.total if site.coder == "encoder" else kept_count(site.total, 0.5)),
     "round_to": (12, lambda site: kept_count(site.total, 0.5, round_to=1 if site.kind == "heads" else 12)),
     "kinds": (["hidden"], lambda site: kept_count(site.total, 0.5) if site.kind == "hidden" else site.total),
-    "stage_rates": (
+    "site_rates": (
         {"encoder.stages.3": 0.0, "decoder.stages.1": 0.75},
         lambda site: kept_count(
             site.total, {("encoder", 3): 0.0, ("decoder", 1): 0.75}.get((site.coder, site.stage), 0.5)
@@ -182,7 +182,7 @@ def test_a_cancel_makes_no_model(bench, parent):
 
 def test_what_cannot_be_is_refused(bench, parent):
     for fields, words in (
-        ({"stage_rates": {"middle": 0.5}}, "no stage"),
+        ({"site_rates": {"middle": 0.5}}, "no site"),
         ({"kinds": []}, "Nothing would be pruned"),
         ({"method": "global_magnitude", "rate": None, "threshold": 1e9}, "last weight"),
         ({"method": "l1_unstructured", "rate": None, "threshold": 1e-30}, "No weight would be pruned"),

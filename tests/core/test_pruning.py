@@ -324,6 +324,22 @@ def test_illegal_plans_are_refused_with_the_site_and_change_nothing(data):
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in block.items())
 
 
+def test_the_most_particular_rate_wins():
+    config = MODELS["dc-ae-f32c32-in"].config
+    own = "decoder.stages.1.blocks.0.mid"
+    given = {"mid": 0.2, "decoder.stages.1": 0.3, own: 0.4, "stream": 0.0}
+    found = site_rates(config, PruneSpec(rate=0.6, kinds=("mid", "heads", "stream"), site_rates=given))
+    for name, site in sites(config).items():
+        if site.kind == "hidden" or (site.kind == "stream" and (site.coder, site.stage) != ("decoder", 1)):
+            assert name not in found
+        elif name == own:
+            assert found[name] == 0.4
+        elif (site.coder, site.stage) == ("decoder", 1):
+            assert found[name] == 0.3
+        else:
+            assert found[name] == (0.2 if site.kind == "mid" else 0.6)
+
+
 def test_refusals_say_why():
     model = MODELS["dc-ae-f32c32-in"]
     spec = PruneSpec(method="l2_structured", rate=0.5)
@@ -336,8 +352,11 @@ def test_refusals_say_why():
         cut(model.state_dict(), model.config, Layout(), {"encoder.stages.1.blocks.0.mid": ()})
     with pytest.raises(ConfigError, match="no site"):
         cut(model.state_dict(), model.config, Layout(), {"encoder.nowhere": (0,)})
-    with pytest.raises(CoreError, match="no stage"):
-        site_rates(model.config, PruneSpec(stage_rates={"middle": 0.3}))
+    with pytest.raises(CoreError, match="no site"):
+        site_rates(model.config, PruneSpec(site_rates={"middle": 0.3}))
+    for idle in ({"site_rates": {"stream": 0.3}}, {"part": "decoder", "site_rates": {"encoder.stages.1": 0.3}}):
+        with pytest.raises(CoreError, match="no effect"):
+            site_rates(model.config, PruneSpec.model_validate(idle))
     with pytest.raises(CoreError, match="last weight"):
         prune_weights(model.state_dict(), "l1_unstructured", threshold=1e9)
     with pytest.raises(CoreError, match="No weight"):

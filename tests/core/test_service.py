@@ -162,7 +162,7 @@ def test_mistakes_are_told_before_anything_starts(manager, tiny, settings, tmp_p
         (lambda: manager.prune_model(tiny.id, {"rate": 1}), "less than or equal to 0.9"),
         (lambda: manager.prune_model(tiny.id, {"rate": float("nan")}), "finite"),
         (lambda: manager.prune_model(tiny.id, {"speed": 1}), "Extra inputs"),
-        (lambda: manager.prune_model(tiny.id, {"stage_rates": {"middle": 0.5}}), "no stage"),
+        (lambda: manager.prune_model(tiny.id, {"site_rates": {"middle": 0.5}}), "no site"),
         (lambda: manager.retrain_model(tiny.id, {"image_size": 33}), "Try 32"),
         (lambda: manager.evaluate_model(tiny.id, {"image_size": 33}), "Try 32"),
         (lambda: manager.prune_model(tiny.id, device="cuda:9"), "no device"),
