@@ -313,9 +313,22 @@ def test_a_chain_evaluates_what_never_was_and_takes_given_specs(manager, tiny):
     # Both the parent and the baseline have figures by now.
     assert [job.operation for job in again] == ["prune", "retrain", "evaluate", "benchmark"]
     assert again[0].parent_model_id == made and again[0].spec["rate"] == 0.3
+    other = {**light, "evaluate": {**EVALUATE, "num_images": EVALUATE["num_images"] - 1}}
+    elsewise = manager.compress(made, "light", **other)
+    # Figures of other images say nothing beside the new ones.
+    assert [job.operation for job in elsewise][:3] == ["evaluate", "evaluate", "prune"]
     with pytest.raises(CoreError, match="no preset") as caught:
         manager.compress(tiny.id, "gigantic")
     assert caught.value.legal == sorted(PRESETS)
+
+
+def test_validation_is_that_of_the_family_and_a_benchmark(manager, tiny):
+    manager.wait(manager.evaluate_model(tiny.id, EVALUATE).id)
+    pruned = manager.wait(manager.prune_model(tiny.id, {"rate": 0.3}).id).model_id
+    evaluation, benchmark = manager.validate_model(pruned)
+    assert evaluation.spec == EvaluateSpec(**EVALUATE).model_dump(mode="json") and evaluation.parent_model_id == pruned
+    (measured,) = st.scores.measurements(manager.store, pruned)
+    assert measured.job_id == benchmark.id and set(measured.models) == {tiny.id, pruned}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
