@@ -6,25 +6,32 @@ manager = boot("Home")
 
 import streamlit as st  # noqa: E402 - every page begins with its boot
 
-from core.specs import PRESETS  # noqa: E402
+from core.presets import PRESETS  # noqa: E402
+from core.specs import DataSpec  # noqa: E402
 from pages.ui.chain import finished, start_chain, watch_chain  # noqa: E402
 from pages.ui.figures import headline, pictures, validate_and_save  # noqa: E402
+from pages.ui.forms import data_form  # noqa: E402
 from pages.ui.tree import tree_chart, tree_height  # noqa: E402
 
 
 def compress_cards(parent: str) -> None:
-    """Presets as cards; choosing one shows Run."""
+    """Images, and presets as cards; choosing one shows Run."""
+    last = manager.evaluation_for(parent)
+    data, size = last.get("data", DataSpec().model_dump(mode="json")), last["image_size"]
+    with st.expander(f"On {data['location']} at {size} px", icon=":material/image:"):
+        data = data_form(data, "compress")
+        size = int(st.number_input("image size (px)", 16, 4096, size, step=16, key="compress-size"))
     chosen = st.query_params.get("preset")
     for place, (name, preset) in zip(st.columns(len(PRESETS)), PRESETS.items(), strict=True):
         with place.container(border=True):
             dense = manager.cost(parent)
             cost = manager.predict_pruning(parent, preset.prune) or dense
-            minutes = manager.predicted_seconds(parent, name)
+            seconds = manager.predicted_seconds(parent, name, image_size=size)
             st.markdown(f"**{preset.title}**  \n{preset.help}")
             st.caption(
                 f"{preset.prune.rate:.0%} of the units · {preset.retrain.total_steps} steps of batch {preset.retrain.batch_size}  \n"
                 f"{cost.parameters / 1e6:.2f} M parameters ({cost.parameters / dense.parameters - 1:+.0%}) · "
-                f"decode MACs {cost.decode_macs / dense.decode_macs - 1:+.0%}  \nabout {clock(minutes)} of training"
+                f"decode MACs {cost.decode_macs / dense.decode_macs - 1:+.0%}  \nabout {clock(seconds)} of training"
             )
             kind = "primary" if chosen == name else "secondary"
             if st.button("Chosen" if chosen == name else "Choose", key=f"preset-{name}", type=kind, width="stretch"):
@@ -32,11 +39,7 @@ def compress_cards(parent: str) -> None:
                 st.rerun()
     if chosen in PRESETS and st.button("Run", type="primary", icon=":material/play_arrow:", key="run-preset"):
         with guarded():
-            size = manager.settings.preset_image_size
-            retrain = PRESETS[chosen].retrain.model_copy(update={"image_size": size})
-            jobs = manager.compress(
-                parent, chosen, retrain=retrain, evaluate={"image_size": size}, benchmark={"image_size": size}
-            )
+            jobs = manager.compress(parent, chosen, data=data, image_size=size)
             st.query_params.pop("preset", None)
             st.query_params.pop("compress", None)
             start_chain([job.id for job in jobs], parent)

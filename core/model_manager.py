@@ -18,9 +18,10 @@ from core.devices import default_device, devices
 from core.errors import CoreError
 from core.jobs.launch import ensure_worker
 from core.names import model_name
+from core.presets import preset_on
 from core.pruning.plans import predicted_layout
 from core.settings import Settings, read_settings
-from core.specs import PRESETS, SPECS, BenchmarkSpec, EvaluateSpec, PruneSpec, RetrainSpec, Spec
+from core.specs import SPECS, BenchmarkSpec, DataSpec, EvaluateSpec, PruneSpec, RetrainSpec, Spec
 from core.views import Views
 from dcaecore.config import DCAEConfig
 from dcaecore.cost import Cost, estimate
@@ -187,6 +188,8 @@ class ModelManager(Views):
         parent: Ref,
         preset: str = "medium",
         *,
+        data: DataSpec | Mapping[str, Any] | None = None,
+        image_size: int | None = None,
         prune: SpecLike = None,
         retrain: SpecLike = None,
         evaluate: SpecLike = None,
@@ -195,20 +198,19 @@ class ModelManager(Views):
     ) -> list[JobRow]:
         """The whole chain as jobs: prune, retrain, evaluate, benchmark; parent and baseline too where never evaluated like this.
 
-        `preset` is one of `core.specs.PRESETS`; given specs override it. Returns the jobs in order.
+        `preset` is one of `core.specs.PRESETS`; `data` and `image_size` are those of each step; given specs stand as they are.
+        Returns the jobs in order.
         """
-        if preset not in PRESETS:
-            raise CoreError(f"There is no preset {preset!r}.", code="preset", given=preset, legal=sorted(PRESETS))
-        row, chosen = self.get_model(parent), PRESETS[preset]
-        scored = _checked("evaluate", evaluate)
+        row, chosen = self.get_model(parent), preset_on(preset, data, image_size)
+        scored = _checked("evaluate", chosen.evaluate if evaluate is None else evaluate)
         chain: list[JobRow] = []
         for subject in dict.fromkeys((row.id, st.baseline_of(self.store, row.id).id)):
             if not self._evaluated(subject, scored):
                 chain.append(self.evaluate_model(subject, scored, device=device))
-        pruned = self.prune_model(row.id, prune or chosen.prune, device=device)
-        trained = self.retrain_model({"job": pruned.id}, retrain or chosen.retrain, device=device)
+        pruned = self.prune_model(row.id, chosen.prune if prune is None else prune, device=device)
+        trained = self.retrain_model({"job": pruned.id}, chosen.retrain if retrain is None else retrain, device=device)
         judged = self.evaluate_model({"job": trained.id}, scored, device=device)
-        timed = self.benchmark_models({"job": trained.id}, benchmark, device=device)
+        timed = self.benchmark_models({"job": trained.id}, chosen.benchmark if benchmark is None else benchmark, device=device)
         return [*chain, pruned, trained, judged, timed]
 
     def _evaluated(self, subject: str, spec: Spec) -> bool:
@@ -226,11 +228,12 @@ class ModelManager(Views):
         row = self.get_model(ref)
         return [self.evaluate_model(row.id, self.evaluation_for(row.id)), self.benchmark_models([row.id])]
 
-    def predicted_seconds(self, parent: Ref, preset: str) -> float:
+    def predicted_seconds(self, parent: Ref, preset: str, *, image_size: int | None = None) -> float:
         """Roughly how long a preset's training takes: by the last measured step of this store, else by MACs."""
-        chosen = PRESETS[preset].retrain
+        on = preset_on(preset, None, image_size)
+        chosen = on.retrain
         dense = self.cost(parent, image_size=chosen.image_size)
-        cost = self.predict_pruning(parent, PRESETS[preset].prune, image_size=chosen.image_size)
+        cost = self.predict_pruning(parent, on.prune, image_size=chosen.image_size)
         macs = (cost or dense).macs
         for job in jobs.list_jobs(self.store, ("done",), 50):
             if job.operation == "retrain" and job.model_id and "step_s" in job.result:

@@ -142,8 +142,13 @@ class PruneSpec(Spec):
         group="Calibration",
         when={"method": ["structured"]},
     )
-    calibration_images: int = _field(
-        32, "Training images that scores and fits look at.", group="Calibration", ge=1, le=4096, when={"method": ["structured"]}
+    calibration_images: int | None = _field(
+        None,
+        "Training images that scores and fits look at; empty: as many as twice the unknowns of the largest fit need.",
+        group="Calibration",
+        ge=1,
+        le=4096,
+        when={"method": ["structured"]},
     )
     calibration_size: int = _field(
         128, "Their side.", group="Calibration", ge=16, le=4096, unit="px", when={"method": ["structured"]}
@@ -187,7 +192,7 @@ class PruneSpec(Spec):
     site_rates: dict[str, float] = _field(
         {},
         "Rates that override `rate` for a kind of site, a stage or one site, the most particular first, such as "
-        "{'stream': 0.25, 'decoder.stages.2': 0.3}; 0 leaves it whole.",
+        "{'stream': 0.25, 'decoder.stages.2': 0.3}; stage -1 is the deepest; 0 leaves it whole.",
         group="Where",
         advanced=True,
         when={"method": list(STRUCTURED_METHODS)},
@@ -385,34 +390,4 @@ class BenchmarkSpec(Spec):
 
 SPECS: dict[str, type[Spec]] = {
     spec.operation: spec for spec in (ImportSpec, PruneSpec, RetrainSpec, EvaluateSpec, BenchmarkSpec)
-}
-
-
-class Preset(BaseModel):
-    """A named chain: prune, retrain, evaluate, benchmark."""
-
-    model_config = ConfigDict(frozen=True)
-
-    title: str
-    help: str
-    prune: PruneSpec
-    retrain: RetrainSpec
-
-
-def _preset(title: str, help: str, rate: float, epochs: int) -> Preset:
-    return Preset(
-        title=title,
-        help=help,
-        prune=PruneSpec(method="l2_structured", rate=rate),
-        retrain=RetrainSpec(
-            batch_size=8, n_epochs=epochs, steps_per_epoch=25, warmup_epochs=1, init_lr=5e-4, weight_decay=0.0,
-            foreground_weight=21.0, reconstruction_loss="l1+mse", val_steps=32, eval_interval=2,
-        ),
-    )  # fmt: skip
-
-
-PRESETS: dict[str, Preset] = {
-    "light": _preset("Light", "A third of the units go; a short retraining.", 0.3, 4),
-    "medium": _preset("Medium", "Half of the units go; a longer retraining.", 0.5, 12),
-    "aggressive": _preset("Aggressive", "Seven in ten units go; a long retraining.", 0.7, 24),
 }

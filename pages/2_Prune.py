@@ -6,7 +6,7 @@ manager = boot("Prune")
 
 import streamlit as st  # noqa: E402
 
-from core.specs import METHOD_TITLES, PRESETS, UNSTRUCTURED_METHODS, PruneSpec  # noqa: E402
+from core.specs import METHOD_TITLES, UNSTRUCTURED_METHODS, PruneSpec  # noqa: E402
 from pages.ui.chain import finished, start_chain, watch_chain  # noqa: E402
 from pages.ui.figures import headline, pictures, validate_and_save  # noqa: E402
 from pages.ui.forms import spec_form  # noqa: E402
@@ -30,7 +30,9 @@ with left:
         st.json(row.config, expanded=1)
 with right:
     st.markdown("**Candidate**")
-    values = spec_form(PruneSpec, key="prune", per_row=2)
+    last = manager.evaluation_for(row.id)
+    start = {"calibration_size": last["image_size"], **({"calibration_data": last["data"]} if "data" in last else {})}
+    values = spec_form(PruneSpec, key="prune", values=start, per_row=2)
     if values["method"] in UNSTRUCTURED_METHODS:
         values["site_rates"] = {}
         if values.get("threshold"):
@@ -56,14 +58,10 @@ with right:
             "Then retrain and compare", value=True, help="Adds the medium preset's retraining, an evaluation and a benchmark."
         )
         if st.button("Run", type="primary", icon=":material/play_arrow:"):
-            size = manager.settings.preset_image_size
             if then:
-                retrain = PRESETS["medium"].retrain.model_copy(update={"image_size": size})
-                jobs = manager.compress(
-                    row.id, "medium", prune=values, retrain=retrain, evaluate={"image_size": size}, benchmark={"image_size": size}
-                )
+                jobs = manager.compress(row.id, "medium", data=last.get("data"), image_size=last["image_size"], prune=values)
             else:
                 jobs = [manager.prune_model(row.id, values)]
-                jobs.append(manager.evaluate_model({"job": jobs[0].id}, {"image_size": size}))
+                jobs.append(manager.evaluate_model({"job": jobs[0].id}, last))
             start_chain([job.id for job in jobs], row.id)
             st.rerun()

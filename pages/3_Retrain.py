@@ -7,7 +7,8 @@ manager = boot("Retrain")
 import streamlit as st  # noqa: E402
 
 from core.compare import METRICS  # noqa: E402
-from core.specs import PRESETS, RetrainSpec  # noqa: E402
+from core.presets import PRESETS  # noqa: E402
+from core.specs import RetrainSpec  # noqa: E402
 from dcaecore.schedules import learning_rate, schedule_warning  # noqa: E402
 from pages.ui.chain import line_chart, show_log  # noqa: E402
 from pages.ui.figures import headline, validate_and_save  # noqa: E402
@@ -70,7 +71,11 @@ preset = st.segmented_control(
     default="medium",
     format_func=lambda n: PRESETS[n].title if n in PRESETS else "Defaults",
 )
-start = PRESETS[preset].retrain.model_dump() if preset in PRESETS else {"image_size": 128}
+last = manager.evaluation_for(row.id)
+start = {
+    **(PRESETS[preset].retrain.model_dump() if preset in PRESETS else {}),
+    **{key: last[key] for key in ("data", "image_size") if key in last},
+}
 values = spec_form(RetrainSpec, key=f"retrain-{preset}", values=start)
 with guarded():
     steps_per_epoch, total = values["steps_per_epoch"], values["n_epochs"] * values["steps_per_epoch"]

@@ -9,7 +9,7 @@ from core.names import model_name
 from core.operations.context import Context, Outcome
 from core.operations.images import open_parts
 from core.operations.models import Loaded, load, new_model
-from core.pruning.calibration import CalibrationImages, check_enough, draw, gradients, statistics
+from core.pruning.calibration import CalibrationImages, draw, gradients, images_needed, number_of_images, statistics
 from core.pruning.compensation import compensate
 from core.pruning.masks import apply_masks, prunable, prune_weights
 from core.pruning.plans import achieved, kept_count, make_plan, site_rates
@@ -73,12 +73,32 @@ def _structured(spec: PruneSpec, context: Context, parent: Loaded, name: str) ->
 
 
 def _calibration_images(spec: PruneSpec, context: Context, parent: Loaded) -> tuple[CalibrationImages, dict]:
-    parent.model.config.check_image_size(spec.calibration_size, spec.calibration_size)
-    (part,) = open_parts(spec.calibration_data, spec.calibration_size, context, "train")
-    batch = min(CALIBRATION_BATCH, spec.calibration_images)
-    stream = BatchStream(part.cache, part.rows, batch_size=batch, seed=spec.seed, skip_broken=spec.calibration_data.skip_broken)
-    images = draw(stream, spec.calibration_images, spec.calibration_foreground_weight)
-    return images, {**part.frames.identity(part.rows), "image_size": spec.calibration_size, "seed": spec.seed}
+    config, layout, size = parent.model.config, parent.model.layout, spec.calibration_size
+    config.check_image_size(size, size)
+    fitted = _fitted(spec, parent) if spec.compensate or spec.score in STATISTICS_SCORES else {}
+    count = number_of_images(spec.calibration_images, images_needed(config, layout, fitted, size))
+    (part,) = open_parts(spec.calibration_data, size, context, "train")
+    stream = BatchStream(
+        part.cache,
+        part.rows,
+        batch_size=min(CALIBRATION_BATCH, count),
+        seed=spec.seed,
+        skip_broken=spec.calibration_data.skip_broken,
+    )
+    images = draw(stream, count, spec.calibration_foreground_weight)
+    return images, {**part.frames.identity(part.rows), "image_size": size, "seed": spec.seed}
+
+
+def _fitted(spec: PruneSpec, parent: Loaded) -> dict[str, int]:
+    """Sites whose features are fitted, with the units that take part: all that may be kept where sites are ranked together."""
+    config, layout = parent.model.config, parent.model.layout
+    rates = site_rates(config, spec)
+    internal = [name for name, site in sites(config).items() if site.kind != "stream"]
+    chosen = internal if any(name not in internal for name in rates) else [name for name in internal if name in rates]
+    widths = {name: layout.width(sites(config)[name]) for name in chosen}
+    if spec.scope != "local":
+        return widths
+    return {name: kept_count(width, rates[name]) if name in rates else width for name, width in widths.items()}
 
 
 def _scores(spec: PruneSpec, context: Context, parent: Loaded, names: list[str], images: CalibrationImages | None) -> Scores:
@@ -90,8 +110,6 @@ def _scores(spec: PruneSpec, context: Context, parent: Loaded, names: list[str],
     internal = [name for name in names if known[name].kind != "stream"]
     if images is not None and internal and (score in STATISTICS_SCORES or spec.compensate):
         found = statistics(model, images, internal)
-        kept = {name: kept_count(model.layout.width(known[name]), rate) for name, rate in site_rates(model.config, spec).items()}
-        check_enough(model, found, kept, images.count)
     if images is not None and (score == "taylor" or (score in STATISTICS_SCORES and len(internal) < len(names))):
         if score != "taylor":
             context.log("info", f"No layer alone reads a residual stream: streams are scored by taylor, the rest by {score}.")

@@ -20,7 +20,10 @@ from torch.nn import functional as F
 
 from core.errors import CoreError
 from core.pruning.units import feature_units, folding_layer
-from dcaecore import DCAE, BatchStream, ReconstructionLoss, sites
+from dcaecore import DCAE, BatchStream, Layout, ReconstructionLoss, sites
+from dcaecore.config import DCAEConfig
+
+LEAST_IMAGES = 32
 
 
 class _Reached(Exception):
@@ -133,23 +136,32 @@ def statistics(model: DCAE, images: CalibrationImages, names: Sequence[str]) -> 
     return {name: SiteStatistics((grams[name] / totals[name]).cpu().numpy(), pixels[name]) for name in names}
 
 
-def check_enough(model: DCAE, found: Mapping[str, SiteStatistics], kept: Mapping[str, int], num_images: int) -> None:
-    """Raises CoreError where a fit would have more unknowns than samples: says how many images it needs."""
+def images_needed(config: DCAEConfig, layout: Layout, kept: Mapping[str, int], image_size: int) -> tuple[int, str]:
+    """Fewest images that show as many pixels at each site as a fit of so many kept units has unknowns there; and of which site."""
     needed, worst = 0, ""
-    for name, site in sites(model.config).items():
-        if name in found and name in kept:
-            unknowns = kept[name] * feature_units(model.config, model.layout, site).per_unit
-            images = -(-unknowns * num_images // found[name].pixels)
-            if images > needed:
-                needed, worst = images, f"{name} fits {unknowns} channels from {found[name].pixels} pixels"
-    if needed > num_images:
+    for name, units in kept.items():
+        site = sites(config)[name]
+        unknowns, pixels = units * feature_units(config, layout, site).per_unit, (image_size >> site.stage) ** 2
+        images = -(-unknowns // pixels)
+        if images > needed:
+            needed, worst = images, f"{name} fits {unknowns} channels from {pixels} pixels an image"
+    return needed, worst
+
+
+def number_of_images(asked: int | None, needed: tuple[int, str]) -> int:
+    """How many images to draw: what was asked for, else twice what is needed. Raises CoreError where too few were asked for."""
+    least, worst = needed
+    if asked is None:
+        return max(LEAST_IMAGES, 2 * least)
+    if asked < least:
         raise CoreError(
-            f"{num_images} calibration images are too few: {worst}.",
+            f"{asked} calibration images are too few: {worst}.",
             code="calibration",
-            given=num_images,
-            legal=f"at least {needed} images",
-            next="Raise calibration_images, or calibrate at a larger image size.",
+            given=asked,
+            legal=f"at least {least} images",
+            next="Raise calibration_images, leave it empty, or calibrate at a larger image size.",
         )
+    return asked
 
 
 def gradients(model: DCAE, images: CalibrationImages, *, foreground_weight: float) -> dict[str, Tensor]:

@@ -77,24 +77,25 @@ def kept_count(units: int, rate: float, *, round_to: int = 1) -> int:
 def site_rates(config: DCAEConfig, spec: PruneSpec) -> dict[str, float]:
     """The rate of each site that the spec prunes: its own, its stage's, its kind's, or the spec's, in this order.
 
-    Raises CoreError for a name in `spec.site_rates` that is no site, stage or kind.
+    A stage may be counted from the deepest, which is -1. Raises CoreError for a name in `spec.site_rates` that is no site, stage
+    or kind, or that the spec leaves out.
     """
-    stages = {f"{site.coder}.stages.{site.stage}" for site in sites(config).values()}
-    kinds = {site.kind for site in sites(config).values()}
-    unknown = sorted(set(spec.site_rates) - stages - kinds - set(sites(config)))
+    names = {name: _names(config, name) for name in sites(config)}
+    unknown = sorted(set(spec.site_rates).difference(*names.values()))
     if unknown:
+        first = next(iter(names))
         raise CoreError(
             f"There is no site, stage or kind of site {unknown[0]!r}.",
             code="unknown_site",
             given=unknown[0],
-            legal=[*sorted(kinds), *sorted(stages), "or a site such as " + next(iter(sites(config)))],
+            legal=[*sorted({site.kind for site in sites(config).values()}), *names[first][2:4], f"a site such as {first}"],
         )
     rates: dict[str, float] = {}
     meant: set[str] = set()
     for name, site in sites(config).items():
         if spec.part not in ("both", site.coder) or site.kind not in spec.kinds:
             continue
-        named = (name, f"{site.coder}.stages.{site.stage}", site.kind)
+        named = names[name]
         meant.update(named)
         rate = next((spec.site_rates[key] for key in named if key in spec.site_rates), spec.rate or 0.0)
         if rate > 0:
@@ -110,6 +111,14 @@ def site_rates(config: DCAEConfig, spec: PruneSpec) -> dict[str, float]:
     if not rates:
         raise CoreError("Nothing would be pruned: every site is locked or left out.", code="nothing_to_prune")
     return rates
+
+
+def _names(config: DCAEConfig, name: str) -> tuple[str, ...]:
+    """What a site answers to, the most particular first: site and stage, each counted from the finest and from the deepest, kind."""
+    site = sites(config)[name]
+    stage, rest = f"{site.coder}.stages.{site.stage}", name.removeprefix(f"{site.coder}.stages.{site.stage}")
+    deep = f"{site.coder}.stages.{site.stage - config.coder(site.coder).num_stages}"
+    return name, deep + rest, stage, deep, site.kind
 
 
 def _count(site: Site, units: int, rate: float, spec: PruneSpec) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from core.compare import Comparison
 from core.model_manager import ModelManager
-from core.specs import PRESETS, RetrainSpec
+from core.presets import PRESETS, preset_on
+from core.specs import RetrainSpec
 from dcaecore.sample_data import ensure_sample_set
 from dcaecore.zoo import DEMO_FILE, DEMO_VARIANT
 from store import JobRow, ModelRow
@@ -31,27 +32,22 @@ def prepare(manager: ModelManager) -> ModelRow:
 
 def run(manager: ModelManager, rate: float, *, quick: bool, follow: Follow) -> Comparison:
     """Import, prune, retrain, evaluate, benchmark; the comparison of baseline and offspring."""
-    chosen = PRESETS["medium"]
-    prune = chosen.prune.model_copy(update={"rate": rate})
     if quick:
+        size = 64
+        chosen = preset_on("medium", None, size)
         parent = manager.initialize_model("tiny", random_seed=0, name="dcae_tiny")
+        steps = {"batch_size": 2, "n_epochs": 2, "steps_per_epoch": 3, "warmup_epochs": 0, "val_steps": 16}
         chain = manager.compress(
             parent.id,
-            prune=prune,
-            retrain={
-                "batch_size": 2,
-                "n_epochs": 2,
-                "steps_per_epoch": 3,
-                "warmup_epochs": 0,
-                "image_size": 64,
-                "val_steps": 16,
-            },
-            evaluate={"image_size": 64, "num_images": 16},
-            benchmark={"image_size": 64, "repeats": 5},
+            image_size=size,
+            prune=chosen.prune.model_copy(update={"rate": rate}),
+            retrain=chosen.retrain.model_copy(update=steps),
+            evaluate=chosen.evaluate.model_copy(update={"num_images": 16}),
+            benchmark=chosen.benchmark.model_copy(update={"repeats": 5}),
         )
     else:
         parent = prepare(manager)
-        chain = manager.compress(parent.id, prune=prune)
+        chain = manager.compress(parent.id, prune=PRESETS["medium"].prune.model_copy(update={"rate": rate}))
     done = [follow(job) for job in chain]
     made = next(job.model_id for job in reversed(done) if job.model_id)
     assert made is not None

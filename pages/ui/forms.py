@@ -61,6 +61,8 @@ def _widget(spec: type[Spec], name: str, value: Any, key: str) -> Any:
     if get_origin(kind) is Literal:
         choices = list(get_args(kind))
         return st.selectbox(label, choices, index=choices.index(value), help=text, key=key)
+    if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
+        return st.multiselect(label, list(get_args(get_args(kind)[0])), default=list(value), help=text, key=key)
     if kind is DataSpec:
         return data_form(value, key)
     if kind is bool:
@@ -84,7 +86,7 @@ def _widget(spec: type[Spec], name: str, value: Any, key: str) -> Any:
         return json.loads(written)
     except ValueError:
         st.caption(f":red[{label}: not valid JSON]")
-        return value
+        return written  # which the spec refuses, by its name
 
 
 def data_form(value: dict[str, Any], key: str) -> dict[str, Any]:
@@ -93,7 +95,9 @@ def data_form(value: dict[str, Any], key: str) -> dict[str, Any]:
     titles = {"sample": "Sample set", "hub": "Hugging Face data set", "parquet": "Parquet files", "folder": "Folder of images"}
     kind = st.selectbox("images from", kinds, index=kinds.index(value["kind"]), format_func=titles.__getitem__, key=f"{key}-kind")
     if kind == "sample":
-        location = st.selectbox("sample set", ["mspacman", "mixed"], key=f"{key}-sample")
+        sets = ["mspacman", "mixed"]
+        index = sets.index(value["location"]) if value["location"] in sets else 0
+        location = st.selectbox("sample set", sets, index=index, key=f"{key}-sample")
         return {**DataSpec().model_dump(), "kind": kind, "location": location}
     suggested = {"hub": "Tahahah/PacmanDataset_3", "parquet": "", "folder": ""}[kind]
     start = value["location"] if value["kind"] == kind else suggested

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from core.errors import CoreError
 from core.operations.models import load
-from core.pruning.calibration import CalibrationImages, check_enough, gradients, statistics
+from core.pruning.calibration import CalibrationImages, gradients, images_needed, number_of_images, statistics
 from core.pruning.compensation import compensate
 from core.pruning.plans import kept_count, make_plan
 from core.pruning.scores import SCORES, fpgm, lamp, obs, pivoted_qr, score_units
@@ -245,15 +245,27 @@ def test_sites_ranked_together_lose_the_asked_share(tiny, scope):
     assert len(shares) > 1, "sites differ"
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_pixels_of_an_image_are_those_that_statistics_see(name):
+    model = copy.deepcopy(MODELS[name]).float()
+    size = model.config.spatial_compression * 2
+    found = statistics(model, images(size, count=1), internal(model))
+    for site, seen in found.items():
+        unknowns = model.layout.width(sites(model.config)[site]) * feature_units(
+            model.config, model.layout, sites(model.config)[site]
+        ).per_unit  # fmt: skip
+        needed, _ = images_needed(model.config, model.layout, {site: model.layout.width(sites(model.config)[site])}, size)
+        assert needed == -(-unknowns // seen.pixels)
+
+
 def test_too_few_images_say_how_many_it_needs(tiny):
-    drawn = images(32, count=1)
-    found = statistics(tiny, drawn, internal(tiny))
+    kept = {name: sites(tiny.config)[name].total for name in internal(tiny)}
+    needed = images_needed(tiny.config, tiny.layout, kept, 16)
     with pytest.raises(CoreError, match="too few") as caught:
-        check_enough(tiny, found, {name: site.total for name, site in sites(tiny.config).items()}, 1)
-    needed = int(str(caught.value.legal).split()[2])
-    assert needed > 1
-    more = images(32, count=needed)
-    check_enough(tiny, statistics(tiny, more, list(found)), {n: s.total for n, s in sites(tiny.config).items()}, needed)
+        number_of_images(needed[0] - 1, needed)
+    assert str(needed[0]) in str(caught.value.legal) and needed[1] in caught.value.message
+    assert number_of_images(needed[0], needed) == needed[0]
+    assert number_of_images(None, needed) == max(32, 2 * needed[0]) and number_of_images(None, (100, "")) == 200
 
 
 @pytest.fixture(scope="module")

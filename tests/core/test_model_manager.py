@@ -18,7 +18,8 @@ import store as st
 import store.jobs as jobs
 from core.errors import CoreError
 from core.model_manager import ModelManager
-from core.specs import PRESETS, BenchmarkSpec, EvaluateSpec, PruneSpec, RetrainSpec
+from core.presets import PRESETS
+from core.specs import BenchmarkSpec, EvaluateSpec, PruneSpec, RetrainSpec
 from dcaecore import VARIANTS, Layout, estimate, load_model
 from store import StoreError
 from tests.core.in_process import InProcess
@@ -329,6 +330,21 @@ def test_validation_is_that_of_the_family_and_a_benchmark(manager, tiny):
     assert evaluation.spec == EvaluateSpec(**EVALUATE).model_dump(mode="json") and evaluation.parent_model_id == pruned
     (measured,) = st.scores.measurements(manager.store, pruned)
     assert measured.job_id == benchmark.id and set(measured.models) == {tiny.id, pruned}
+
+
+def test_a_chain_looks_at_the_users_images_in_each_step(manager, tiny, worker):
+    worker.at_work = False
+    data = {"kind": "parquet", "location": "mine.parquet", "column": "picture"}
+    chain = manager.compress(tiny.id, "medium", data=data, image_size=64)
+    specs = {job.operation: job.spec for job in chain}
+    for found in (
+        specs["prune"]["calibration_data"],
+        specs["retrain"]["data"],
+        *(j.spec["data"] for j in chain if j.operation == "evaluate"),
+    ):
+        assert {key: found[key] for key in data} == data
+    sizes = [specs["prune"]["calibration_size"], *(job.spec["image_size"] for job in chain if job.operation != "prune")]
+    assert sizes == [64] * 5
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -37,7 +37,7 @@ def plain(bench, parent):
     return load(bench.store, bench.run("prune", parent.id).model_id)
 
 
-SMALL = {"calibration_images": 4, "calibration_size": 32}
+SMALL = {"calibration_images": 16, "calibration_size": 32}
 
 
 # Failure 2: the method drop-down was ignored; no structured pruning of DC-AE, so no speed-up.
@@ -104,7 +104,7 @@ SCORED = {
     "score": ({}, "fpgm"),
     "scope": ({}, "global"),
     "compensate": ({}, False),
-    "calibration_images": ({}, 6),
+    "calibration_images": ({}, 24),
     "calibration_size": ({}, 64),
     "calibration_foreground_weight": ({}, 1.0),
     "calibration_data": ({}, {"deny_rows": ["00000000", "00000001", "00000002", "00000023", "00000024"], "split_seed": 1}),

@@ -338,6 +338,8 @@ def test_the_most_particular_rate_wins():
             assert found[name] == 0.3
         else:
             assert found[name] == (0.2 if site.kind == "mid" else 0.6)
+    deepest = PruneSpec(kinds=("stream",), site_rates={"stream": 0.0, "decoder.stages.-1.stream": 0.25})
+    assert site_rates(config, deepest) == {f"decoder.stages.{config.decoder.num_stages - 1}.stream": 0.25}
 
 
 def test_refusals_say_why():

@@ -1,0 +1,69 @@
+"""Presets: named chains of prune, retrain, evaluate and benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from core.errors import CoreError
+from core.specs import BenchmarkSpec, DataSpec, EvaluateSpec, PruneSpec, RetrainSpec
+from dcaecore.layout import INTERNAL_KINDS
+
+
+class Preset(BaseModel):
+    """A named chain: prune, retrain, evaluate, benchmark."""
+
+    model_config = ConfigDict(frozen=True)
+
+    title: str
+    help: str
+    prune: PruneSpec
+    retrain: RetrainSpec
+    evaluate: EvaluateSpec = EvaluateSpec()
+    benchmark: BenchmarkSpec = BenchmarkSpec()
+
+
+def _preset(title: str, help: str, rate: float, deepest: float, epochs: int) -> Preset:
+    # Of the residual streams only the decoder's deepest gives much for little: see benchmarks/RESULTS.md.
+    streams = {"kinds": (*INTERNAL_KINDS, "stream"), "site_rates": {"stream": 0.0, "decoder.stages.-1.stream": deepest}}
+    return Preset(
+        title=title,
+        help=help,
+        prune=PruneSpec.model_validate({"method": "structured", "score": "obs", "rate": rate, **(streams if deepest else {})}),
+        retrain=RetrainSpec(
+            batch_size=8, n_epochs=epochs, steps_per_epoch=25, warmup_epochs=1, init_lr=5e-4, weight_decay=0.0,
+            foreground_weight=21.0, reconstruction_loss="l1+mse", val_steps=32, eval_interval=2,
+        ),
+    )  # fmt: skip
+
+
+PRESETS: dict[str, Preset] = {
+    "light": _preset("Light", "A third of the units go; a short retraining.", 0.3, 0.0, 4),
+    "medium": _preset("Medium", "Half of the units go, and a quarter of the deepest stream; a longer retraining.", 0.5, 0.25, 12),
+    "aggressive": _preset(
+        "Aggressive", "Seven units in ten go, and half of the deepest stream; a long retraining.", 0.7, 0.5, 24
+    ),
+}
+
+
+def preset_on(name: str, data: DataSpec | Mapping[str, Any] | None, image_size: int | None) -> Preset:
+    """A preset with all its steps on the same images at one size; None: as in the preset."""
+    if name not in PRESETS:
+        raise CoreError(f"There is no preset {name!r}.", code="preset", given=name, legal=sorted(PRESETS))
+    chosen = PRESETS[name]
+    source = None if data is None else DataSpec.model_validate(data)
+
+    def on(spec: Any, data_field: str, size_field: str) -> Any:
+        given = {data_field: source, size_field: image_size}
+        return spec.model_copy(update={key: value for key, value in given.items() if value is not None and hasattr(spec, key)})
+
+    return chosen.model_copy(
+        update={
+            "prune": on(chosen.prune, "calibration_data", "calibration_size"),
+            "retrain": on(chosen.retrain, "data", "image_size"),
+            "evaluate": on(chosen.evaluate, "data", "image_size"),
+            "benchmark": on(chosen.benchmark, "data", "image_size"),
+        }
+    )
