@@ -64,7 +64,7 @@ with guarded():
             manager.benchmark_models(picked)
             st.toast("Queued.")
         target = st.selectbox(
-            "Make current", picked, index=len(picked) - 1, format_func=lambda ref: rows[ref].name,
+            "Which becomes current", picked, index=len(picked) - 1, format_func=lambda ref: rows[ref].name,
             label_visibility="collapsed", width=360,
         )  # fmt: skip
         if st.button("Make current", type="primary"):

@@ -99,7 +99,7 @@ def test_three_clicks_lead_to_a_comparison(server, page, manager: ModelManager):
     page.get_by_role("heading", name="Compressing").wait_for()
     page.get_by_role("heading", name="Compare", exact=True).wait_for(timeout=120_000)
     assert "models=" in page.url
-    page.get_by_text("Make current").first.wait_for()
+    page.get_by_role("button", name="Make current").wait_for()
     made = manager.list_models(limit=1)[0]
     assert made.kind == "retrained" and made.facts["parameters"] < manager.list_models()[-1].facts["parameters"]
 
