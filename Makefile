@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OFFSHOOT_HOME ?= $(CURDIR)/offshoot-home
 PORT ?= 8501
 
-.PHONY: run test demo demo-model gpu bench check format clean
+.PHONY: run test demo demo-model gpu bench pictures check format clean
 
 $(VENV)/run.stamp: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -47,8 +47,14 @@ demo-model: $(VENV)/run.stamp
 gpu:
 	$(PYTHON) -m benchmarks.gpu
 
-bench: $(VENV)/test.stamp
+## Every benchmark that needs no GPU; results go to benchmarks/RESULTS.md.
+bench: $(VENV)/run.stamp
 	$(BIN)/python -m benchmarks.main_job
+	$(BIN)/python -m benchmarks.one_shot
+
+## The README's pictures, of the store that OFFSHOOT_HOME names.
+pictures: $(VENV)/test.stamp
+	OFFSHOOT_CHROMIUM="$$(scripts/chromium | tail -n 1)" $(BIN)/python scripts/pictures.py
 
 clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

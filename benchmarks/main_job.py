@@ -1,41 +1,48 @@
-"""`make bench`: the main job on the demo model in a fresh store; its comparison goes to `benchmarks/RESULTS.md`."""
+"""The main job on the demo model in a fresh store: half of the units go, then it is retrained and compared."""
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from pathlib import Path
 
+from benchmarks.results import machine, table, write_section
 from core.compare import METRICS
 from core.model_manager import ModelManager
-from core.settings import Settings
+from core.presets import PRESETS
+from core.settings import read_settings
 from core.terminal import demo
-
-RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def main() -> None:
-    """Prunes half of the internal units, retrains by the medium preset, evaluates and benchmarks beside the baseline."""
-    settings = Settings()
+    """Prunes by the medium preset, retrains, evaluates and benchmarks beside the baseline."""
+    settings = read_settings()
     with tempfile.TemporaryDirectory() as scratch:
         settings = settings.model_copy(update={"home": Path(scratch), "data_dir": settings.data_folder, "worker_idle_s": 20.0})
         manager = ModelManager(settings=settings)
         found = demo.run(manager, 0.5, quick=False, follow=lambda job: manager.wait(job.id))
+        (trained,) = (job for job in manager.jobs(limit=20) if job.operation == "retrain")
+        manager.store.close()
     baseline, made = found.models
-    lines = [
-        "# Measured",
-        "",
-        f"`make bench` on {platform.machine()}, {found.measurement}; quality on {found.protocol}.",
-        "",
-        "| figure | baseline | 50 % structured, retrained | change |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for key, metric in METRICS.items():
         a, b = found.figures[baseline.id][key], found.figures[made.id][key]
         if a.value is not None and b.value is not None:
             change = "" if b.against_baseline is None else f"{b.against_baseline:+.1%}"
-            lines.append(f"| {metric.title} | {metric.text(a.value)} | {metric.text(b.value)} | {change} |")
-    RESULTS.write_text("\n".join(lines) + "\n")
+            rows.append([metric.title, metric.text(a.value), metric.text(b.value), change])
+    assert found.protocol is not None and found.measurement is not None
+    p, m = found.protocol, found.measurement
+    retrain = PRESETS["medium"].retrain
+    write_section(
+        "The main job",
+        [
+            f"`.venv/bin/python -m benchmarks.main_job` on {machine()}.",
+            f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}. Latency: {m['dtype']}, "
+            f"{m['image_size']} px, batch {m['batch_size']}, median of {m['repeats']} interleaved repeats. Retrained for "
+            f"{retrain.total_steps} steps of batch {retrain.batch_size} at {trained.result['step_s']:.2f} s a step.",
+            "",
+            *table(["figure", "baseline", "medium preset", "change"], rows),
+        ],
+    )
 
 
 if __name__ == "__main__":

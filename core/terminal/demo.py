@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from dcaecore.zoo import DEMO_FILE, DEMO_VARIANT
 from store import JobRow, ModelRow
 
 Follow = Callable[[JobRow], JobRow]
+CURVES = ("psnr_db", "foreground_psnr_db")
 RECIPE = DEMO_FILE.with_name("recipe.json")
 
 
@@ -55,10 +57,24 @@ def run(manager: ModelManager, rate: float, *, quick: bool, follow: Follow) -> C
 
 
 def train_demo(manager: ModelManager, *, follow: Follow) -> ModelRow:
-    """The demo model from scratch: random weights of the demo shape, retrained by the shipped recipe, phase by phase."""
+    """The demo model from scratch: random weights of the demo shape, retrained by the shipped recipe, phase by phase.
+
+    Its validation curve goes to `curve.csv` in the store's folder.
+    """
     row = manager.initialize_model(DEMO_VARIANT, random_seed=0, name="dcae_blank")
-    for phase in json.loads(RECIPE.read_text()):
+    done, points = 0, []
+    for number, phase in enumerate(json.loads(RECIPE.read_text()), start=1):
         job = follow(manager.retrain_model(row.id, RetrainSpec.model_validate(phase)))
         assert job.model_id is not None
         row = manager.get_model(job.model_id)
+        points += [(number, done + int(step or 0), *values) for step, *values in validation_curve(manager, job)]
+        done += int(job.result["steps"])
+    with (manager.store.root / "curve.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("phase", "step", *CURVES), *points])
     return row
+
+
+def validation_curve(manager: ModelManager, job: JobRow) -> list[tuple[float | None, ...]]:
+    """Step and quality figures of each validation of a retraining; None where a figure could not be had."""
+    series = [dict(zip(*manager.series(job.id, f"val_{key}"), strict=True)) for key in CURVES]
+    return [(step, *(values.get(step) for values in series)) for step in series[0]]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import csv
 import inspect
 import io
+import json
 import os
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from core.errors import CoreError
 from core.model_manager import ModelManager
 from core.presets import PRESETS
 from core.specs import BenchmarkSpec, EvaluateSpec, PruneSpec, RetrainSpec
+from core.terminal import demo
 from dcaecore import VARIANTS, Layout, estimate, load_model
 from store import StoreError
 from tests.core.in_process import InProcess
@@ -368,3 +371,18 @@ def test_a_folder_may_be_given_instead_of_settings(tmp_path, monkeypatch):
     made = ModelManager(tmp_path / "there")
     assert made.settings.home == made.store.root == tmp_path / "there"
     made.store.close()
+
+
+def test_the_shipped_recipe_is_one_command(manager, worker, tmp_path, monkeypatch):
+    assert all(RetrainSpec.model_validate(phase) for phase in json.loads(demo.RECIPE.read_text()))
+    (tmp_path / "recipe.json").write_text(json.dumps([RETRAIN, {**RETRAIN, "seed": 1}]))
+    monkeypatch.setattr(demo, "RECIPE", tmp_path / "recipe.json")
+    monkeypatch.setattr(demo, "DEMO_VARIANT", "tiny")
+    made = demo.train_demo(manager, follow=lambda job: manager.wait(job.id))
+    blank, first, last = manager.ancestry(made.id)
+    assert (blank.kind, last.id) == ("baseline", made.id) and first.spec["seed"] == 0 and last.spec["seed"] == 1
+    rows = list(csv.DictReader((manager.store.root / "curve.csv").read_text().splitlines()))
+    steps = [(row["phase"], int(row["step"])) for row in rows]
+    total = RETRAIN["n_epochs"] * RETRAIN["steps_per_epoch"]
+    assert steps[0] == ("1", 0) and steps[-1] == ("2", 2 * total) and ("2", total) in steps
+    assert all(float(row["psnr_db"]) > 0 for row in rows)
