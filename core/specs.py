@@ -72,7 +72,7 @@ class DataSpec(BaseModel):
     location: str = Field(
         "mspacman",
         min_length=1,
-        description="Name of the sample set (mspacman, mixed), hub id (Tahahah/PacmanDataset_3), or a path (glob allowed).",
+        description="Name of the sample set (mspacman, mspacman_large, mixed), hub id (Tahahah/PacmanDataset_3), or a path (glob allowed).",
     )
     column: str = Field("frame_image", min_length=1, description="Column that holds the image.")
     revision: str | None = Field(None, description="Revision of a hub data set: a commit, tag or branch.")

@@ -1,7 +1,8 @@
 """Sample sets: frames of real games, rendered by the Arcade Learning Environment, with the user's columns.
 
-`mspacman` (the default) and `mixed` (nine games of different looks) are written once as parquet, the same pixels for the same
-seed. The emulator and its games come with the package `ale-py`; nothing is downloaded.
+`mspacman` (the default), `mspacman_large` (six times as many other episodes of it, to train on) and `mixed` (nine games of
+different looks) are written once as parquet, the same pixels for the same seed. The emulator and its games come with the package
+`ale-py`; nothing is downloaded.
 
 Decisions:
 - The Atari draws some sprites on alternate frames only. Each stored frame is the pixel-wise maximum of two consecutive
@@ -46,6 +47,7 @@ class SampleSet:
 
 SAMPLE_SETS: dict[str, SampleSet] = {
     "mspacman": SampleSet(("ms_pacman",), episodes=40, frames_per_episode=64),
+    "mspacman_large": SampleSet(("ms_pacman",), episodes=240, frames_per_episode=64, seed=1),
     "mixed": SampleSet(
         (
             "ms_pacman",
@@ -226,7 +228,10 @@ def write_sample_set(
 
 
 def ensure_sample_set(name: str, folder: Path) -> Path:
-    """The parquet file of a sample set, written first where it is absent or of an older version (under a minute)."""
+    """The parquet file of a sample set, written first where it is absent or of an older version.
+
+    That takes under a minute, some minutes for the large set.
+    """
     target = folder / f"{name}.parquet"
     facts = folder / f"{name}.json"
     if target.exists() and facts.exists() and json.loads(facts.read_text()).get("version") == SAMPLE_VERSION:

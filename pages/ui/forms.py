@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 import streamlit as st
 
 from core.specs import DataSpec, Spec
+from dcaecore.sample_data import SAMPLE_SETS
 
 
 def spec_form(spec: type[Spec], *, key: str, values: dict[str, Any] | None = None, per_row: int = 3) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def data_form(value: dict[str, Any], key: str) -> dict[str, Any]:
     titles = {"sample": "Sample set", "hub": "Hugging Face data set", "parquet": "Parquet files", "folder": "Folder of images"}
     kind = st.selectbox("images from", kinds, index=kinds.index(value["kind"]), format_func=titles.__getitem__, key=f"{key}-kind")
     if kind == "sample":
-        sets = ["mspacman", "mixed"]
+        sets = list(SAMPLE_SETS)
         index = sets.index(value["location"]) if value["location"] in sets else 0
         location = st.selectbox("sample set", sets, index=index, key=f"{key}-sample")
         return {**DataSpec().model_dump(), "kind": kind, "location": location}
