@@ -228,6 +228,12 @@ class ModelManager(Views):
         row = self.get_model(ref)
         return [self.evaluate_model(row.id, self.evaluation_for(row.id)), self.benchmark_models([row.id])]
 
+    def validations(self, ref: str) -> list[JobRow]:
+        """Evaluations and benchmarks of a model that are not done yet, the next one first."""
+        row = self.get_model(ref)
+        active = jobs.list_jobs(self.store, ("running", "starting", "queued", "paused", "pausing"), 200)
+        return [job for job in reversed(active) if job.operation in ("evaluate", "benchmark") and job.parent_model_id == row.id]
+
     def predicted_seconds(self, parent: Ref, preset: str, *, image_size: int | None = None) -> float:
         """Roughly how long a preset's training takes: by the last measured step of this store, else by MACs."""
         on = preset_on(preset, None, image_size)

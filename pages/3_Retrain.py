@@ -109,4 +109,5 @@ with guarded():
     if st.button("Retrain", type="primary", icon=":material/model_training:"):
         job = manager.retrain_model(row.id, values)
         st.query_params["job"] = job.id
+        st.toast("The training is queued: follow it at the top of this page.")
         st.rerun()

@@ -34,7 +34,10 @@ def headline(manager: ModelManager, row: ModelRow, *, keys: tuple[str, ...] = HE
                 figure.metric.title, figure.metric.text(figure.value), change_text(figure), delta_color=colour, border=True,  # type: ignore[arg-type]
             )  # fmt: skip
     missing = [METRICS[key].title for key in keys if figures[key].value is None and METRICS[key].source != "facts"]
-    if missing:
+    waiting = manager.validations(row.id)
+    if waiting:
+        _watch_validation(manager, row.id, len(waiting))
+    elif missing:
         st.caption(f"Not measured yet: {', '.join(missing)}. *Validate* measures quality and cost.")
     if comparison.measurement:
         m = comparison.measurement
@@ -46,6 +49,18 @@ def headline(manager: ModelManager, row: ModelRow, *, keys: tuple[str, ...] = HE
         p = comparison.protocol
         st.caption(f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}.")
     return comparison
+
+
+@st.fragment(run_every=1.0)
+def _watch_validation(_manager: ModelManager, ref: str, before: int) -> None:
+    """Says that figures are on their way, and redraws the page as they come."""
+    left = _manager.validations(ref)
+    if len(left) != before:
+        st.rerun(scope="app")
+    job = left[0]
+    st.progress(
+        min(1.0, job.fraction), text=f"Validating: {job.operation} {job.state}. Figures appear here when they are measured."
+    )
 
 
 def validate_and_save(manager: ModelManager, row: ModelRow, *, key: str) -> None:

@@ -27,8 +27,11 @@ def spec_form(spec: type[Spec], *, key: str, values: dict[str, Any] | None = Non
             continue
         with st.container(border=True):
             st.markdown(f"**{group}**")
+            sources = [name for name in shown if spec.model_fields[name].annotation is DataSpec]
+            for name in sources:
+                found[name] = data_form(start[name], f"{key}-{name}", per_row=per_row)
             columns = st.columns(per_row)
-            for place, name in enumerate(shown):
+            for place, name in enumerate(name for name in shown if name not in sources):
                 with columns[place % per_row]:
                     found[name] = _widget(spec, name, start[name], f"{key}-{name}")
     return found
@@ -64,8 +67,6 @@ def _widget(spec: type[Spec], name: str, value: Any, key: str) -> Any:
         return st.selectbox(label, choices, index=choices.index(value), help=text, key=key)
     if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
         return st.multiselect(label, list(get_args(get_args(kind)[0])), default=list(value), help=text, key=key)
-    if kind is DataSpec:
-        return data_form(value, key)
     if kind is bool:
         return st.checkbox(label, value, help=text, key=key)
     low, high = _bounds(field)
@@ -90,27 +91,33 @@ def _widget(spec: type[Spec], name: str, value: Any, key: str) -> Any:
         return written  # which the spec refuses, by its name
 
 
-def data_form(value: dict[str, Any], key: str) -> dict[str, Any]:
-    """Where images come from."""
+def data_form(value: dict[str, Any], key: str, *, per_row: int = 3) -> dict[str, Any]:
+    """Where images come from, over the full width."""
     kinds = ["sample", "hub", "parquet", "folder"]
     titles = {"sample": "Sample set", "hub": "Hugging Face data set", "parquet": "Parquet files", "folder": "Folder of images"}
-    kind = st.selectbox("images from", kinds, index=kinds.index(value["kind"]), format_func=titles.__getitem__, key=f"{key}-kind")
+    columns = st.columns(per_row)
+    kind = columns[0].selectbox(
+        "images from", kinds, index=kinds.index(value["kind"]), format_func=titles.__getitem__, key=f"{key}-kind"
+    )
     if kind == "sample":
         sets = list(SAMPLE_SETS)
         index = sets.index(value["location"]) if value["location"] in sets else 0
-        location = st.selectbox("sample set", sets, index=index, key=f"{key}-sample")
+        location = columns[1].selectbox("sample set", sets, index=index, key=f"{key}-sample")
         return {**DataSpec().model_dump(), "kind": kind, "location": location}
     suggested = {"hub": "Tahahah/PacmanDataset_3", "parquet": "", "folder": ""}[kind]
     start = value["location"] if value["kind"] == kind else suggested
-    location = st.text_input("id" if kind == "hub" else "path", start, key=f"{key}-{kind}-location") or "-"
-    column = st.text_input("image column", value["column"], key=f"{key}-column")
-    other = st.text_input(
-        "validation set",
-        "Tahahah/PacmanDataset_2" if kind == "hub" else "",
-        key=f"{key}-{kind}-other",
-        help="Empty: a part of the first.",
+    other = value["validation_location"] if value["kind"] == kind else "Tahahah/PacmanDataset_2" if kind == "hub" else None
+    label = {"hub": "id", "parquet": "path (* allowed)", "folder": "path"}[kind]
+    location = columns[1].text_input(label, start, key=f"{key}-{kind}-location") or "-"
+    other = columns[2 % per_row].text_input(
+        "validation set", other or "", key=f"{key}-{kind}-other", help="Another of the same kind; empty: a part of the first."
     )
-    skip = st.checkbox("skip broken images", value["skip_broken"], key=f"{key}-skip", help="They are counted and named.")
+    column = value["column"]
+    if kind != "folder":
+        column = columns[3 % per_row].text_input("image column", column, key=f"{key}-column")
+    skip = columns[4 % per_row].checkbox(
+        "skip broken images", value["skip_broken"], key=f"{key}-skip", help="They are counted and named."
+    )
     return {
         **value,
         "kind": kind,

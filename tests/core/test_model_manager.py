@@ -326,10 +326,16 @@ def test_a_chain_evaluates_what_never_was_and_takes_given_specs(manager, tiny):
     assert caught.value.legal == sorted(PRESETS)
 
 
-def test_validation_is_that_of_the_family_and_a_benchmark(manager, tiny):
+def test_validation_is_that_of_the_family_and_a_benchmark(manager, tiny, worker):
     manager.wait(manager.evaluate_model(tiny.id, EVALUATE).id)
     pruned = manager.wait(manager.prune_model(tiny.id, {"rate": 0.3}).id).model_id
+    worker.at_work = False
     evaluation, benchmark = manager.validate_model(pruned)
+    assert [job.id for job in manager.validations(pruned)] == [evaluation.id, benchmark.id] and manager.validations(tiny.id) == []
+    worker.at_work = True
+    manager.warm()
+    manager.wait(benchmark.id)
+    assert manager.validations(pruned) == []
     assert evaluation.spec == EvaluateSpec(**EVALUATE).model_dump(mode="json") and evaluation.parent_model_id == pruned
     (measured,) = st.scores.measurements(manager.store, pruned)
     assert measured.job_id == benchmark.id and set(measured.models) == {tiny.id, pruned}
