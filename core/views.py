@@ -104,12 +104,13 @@ class Views:
         return _histogram(str(self.store.blobs.path(row.blob_digest)), bins)
 
     def evaluation_for(self, ref: str) -> dict[str, Any]:
-        """Evaluation settings that fit a model: those of its family's last evaluation, so that figures compare."""
+        """Evaluation settings that fit a model: those of its family's last evaluation, or the images of a later retraining."""
         baseline = st.baseline_of(self.store, ref).id
         for job in jobs.list_jobs(self.store, ("done",), 200):
             subject = job.parent_model_id
-            if job.operation == "evaluate" and subject and st.baseline_of(self.store, subject).id == baseline:
-                return dict(job.spec)
+            if subject is None or job.operation not in ("evaluate", "retrain") or st.baseline_of(self.store, subject).id != baseline:
+                continue
+            return dict(job.spec) if job.operation == "evaluate" else {key: job.spec[key] for key in ("data", "image_size")}
         return {"image_size": self.settings.preset_image_size}
 
     def annotate(self, ref: str, *, note: str | None = None, tag: str | None = None) -> None:

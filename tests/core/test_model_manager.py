@@ -190,6 +190,9 @@ def test_what_an_evaluation_left_is_shown(manager, tiny, worker):
     other = worker.bench.add(seed=1, name="other")
     manager.wait(manager.evaluate_model(other.id, {**EVALUATE, "image_size": 64}).id)
     assert manager.evaluation_for(child)["image_size"] == 32 and manager.evaluation_for(other.id)["image_size"] == 64
+    # A retraining since then: what was trained on is what is to be looked at, at its size.
+    again = manager.wait(manager.retrain_model(child, {**RETRAIN, "image_size": 64, "data": {"split_seed": 5}}).id)
+    assert manager.evaluation_for(tiny.id) == {key: again.spec[key] for key in ("data", "image_size")}
 
 
 def test_what_a_retraining_left_is_shown(manager, tiny):
