@@ -23,7 +23,7 @@ def compress_cards(parent: str) -> None:
         size = int(st.number_input("image size (px)", 16, 4096, size, step=16, key="compress-size"))
     chosen = st.query_params.get("preset")
     for place, (name, preset) in zip(st.columns(len(PRESETS)), PRESETS.items(), strict=True):
-        with place.container(border=True):
+        with place.container(border=True, height="stretch"):
             dense = manager.cost(parent)
             cost = manager.predict_pruning(parent, preset.prune) or dense
             seconds = manager.predicted_seconds(parent, name, image_size=size)

@@ -60,8 +60,14 @@ class Views:
         operation = str(spec.pop("operation", row.kind))
         known = SPECS.get(operation)
         standard = known().model_dump(mode="json") if known else {}
-        changed = {key: value for key, value in spec.items() if standard.get(key) != value or key in ("method", "rate", "source")}
-        return f"{operation}: " + ", ".join(f"{key} {value}" for key, value in changed.items())
+        told = []
+        for key, value in spec.items():
+            default = standard.get(key)
+            if isinstance(value, dict) and isinstance(default, dict) and default:
+                told += [f"{key}.{inner} {part}" for inner, part in value.items() if default.get(inner) != part]
+            elif value != default or key in ("method", "rate", "source"):
+                told.append(f"{key} {value}")
+        return f"{operation}: " + ", ".join(told)
 
     def pictures(self, ref: str) -> list[tuple[bytes, bytes]]:
         """(original, reconstruction) as PNG of a model's last evaluation, in the order of the pinned images."""
@@ -108,7 +114,11 @@ class Views:
         baseline = st.baseline_of(self.store, ref).id
         for job in jobs.list_jobs(self.store, ("done",), 200):
             subject = job.parent_model_id
-            if subject is None or job.operation not in ("evaluate", "retrain") or st.baseline_of(self.store, subject).id != baseline:
+            if (
+                subject is None
+                or job.operation not in ("evaluate", "retrain")
+                or st.baseline_of(self.store, subject).id != baseline
+            ):
                 continue
             return dict(job.spec) if job.operation == "evaluate" else {key: job.spec[key] for key in ("data", "image_size")}
         return {"image_size": self.settings.preset_image_size}

@@ -7,6 +7,8 @@ import streamlit as st
 from core.model_manager import ModelManager
 from pages.ui.boot import job_bar, show_error
 
+MARKS = {"done": "check_circle", "failed": "error", "cancelled": "cancel", "running": "sync", "starting": "sync"}
+
 
 def start_chain(ids: list[str], parent: str) -> None:
     """Puts a chain in the URL."""
@@ -18,8 +20,7 @@ def start_chain(ids: list[str], parent: str) -> None:
 def watch_chain(_manager: ModelManager, ids: list[str]) -> None:
     """Each step with its state; when all are done, the page reruns and opens Compare."""
     jobs = [_manager.job(ref) for ref in ids]
-    marks = {"done": "✅", "failed": "❌", "cancelled": "⏹", "running": "🔄", "starting": "🔄"}
-    st.markdown("  →  ".join(f"{marks.get(job.state, '⏳')} {job.operation}" for job in jobs))
+    st.markdown("  →  ".join(f":material/{MARKS.get(job.state, 'schedule')}: {job.operation}" for job in jobs))
     active = next((job for job in jobs if job.state not in ("done", "queued", "blocked")), None)
     if active is not None:
         job_bar(_manager, active, key="chain")

@@ -30,9 +30,11 @@ def headline(manager: ModelManager, row: ModelRow, *, keys: tuple[str, ...] = HE
             figure = figures[key]
             better = figure.better(figure.against_baseline)
             colour = "off" if better is None else ("normal" if figure.metric.higher_is_better else "inverse")
+            change = change_text(figure)
             place.metric(
-                figure.metric.title, figure.metric.text(figure.value), change_text(figure), delta_color=colour, border=True,  # type: ignore[arg-type]
-            )  # fmt: skip
+                figure.metric.title, figure.metric.text(figure.value), change, delta_color=colour, border=True, height="stretch",
+                delta_arrow="off" if change == "unchanged" else "auto",
+            )  # type: ignore[arg-type]  # fmt: skip
     missing = [METRICS[key].title for key in keys if figures[key].value is None and METRICS[key].source != "facts"]
     waiting = manager.validations(row.id)
     if waiting:
@@ -45,7 +47,7 @@ def headline(manager: ModelManager, row: ModelRow, *, keys: tuple[str, ...] = HE
             f"Latency: {m['device']}, {m['dtype']}, {m['image_size']} px, batch {m['batch_size']}, {m['threads']} threads, "
             f"median of {m['repeats']} interleaved repeats."
         )
-    if comparison.protocol:
+    if comparison.protocol and any(figures[key].value is not None for key in shown if METRICS[key].source == "scores"):
         p = comparison.protocol
         st.caption(f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}.")
     return comparison
