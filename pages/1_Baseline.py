@@ -11,7 +11,7 @@ import plotly.graph_objects as go  # noqa: E402
 import streamlit as st  # noqa: E402
 
 from dcaecore.zoo import HUB_IDS  # noqa: E402
-from pages.ui.figures import headline, pictures, validate_and_save  # noqa: E402
+from pages.ui.figures import HEADLINE, MEMORY, headline, pictures, validate_and_save  # noqa: E402
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -56,7 +56,7 @@ row = chosen_model(manager)
 if st.button("Compress this model", type="primary", icon=":material/compress:"):
     manager.promote(row.id)
     st.switch_page("Home.py", query_params={"compress": "1"})
-headline(manager, row)
+headline(manager, row, keys=(*HEADLINE, *MEMORY))
 validate_and_save(manager, row, key="baseline")
 cost = manager.cost(row.id)
 st.caption(

@@ -8,6 +8,8 @@ from core.compare import METRICS, Comparison, Figure
 from core.model_manager import ModelManager
 from store import ModelRow
 
+MEMORY = ("peak_memory_bytes", "process_memory_bytes")
+"""Of the GPU where there is one, else of the process: one of them stays empty."""
 HEADLINE = ("parameters", "sparsity", "decode_ms", "encode_ms", "psnr_db", "foreground_psnr_db", "ssim", "accuracy", "loss")
 
 
@@ -35,7 +37,9 @@ def headline(manager: ModelManager, row: ModelRow, *, keys: tuple[str, ...] = HE
                 figure.metric.title, figure.metric.text(figure.value), change, delta_color=colour, border=True, height="stretch",
                 delta_arrow="off" if change == "unchanged" else "auto",
             )  # type: ignore[arg-type]  # fmt: skip
-    missing = [METRICS[key].title for key in keys if figures[key].value is None and METRICS[key].source != "facts"]
+    missing = [
+        METRICS[key].title for key in keys if figures[key].value is None and METRICS[key].source != "facts" and key not in MEMORY
+    ]
     waiting = manager.validations(row.id)
     if waiting:
         _watch_validation(manager, row.id, len(waiting))
