@@ -58,6 +58,16 @@ class ModelManager(Views):
         """Models, newest first."""
         return st.list_models(self.store, text=text, limit=limit)
 
+    def relatives(self, ref: Ref, *, limit: int = 40) -> list[ModelRow]:
+        """A small store's models, newest first; of a larger one a model's ancestors, itself and its newest descendants."""
+        everything = self.list_models(limit=limit + 1)
+        if len(everything) <= limit:
+            return everything
+        row = self.get_model(ref)
+        line = [*st.ancestors(self.store, row.id), row]
+        newest = sorted(st.descendants(self.store, row.id), key=lambda found: found.created)[-limit:]
+        return [*reversed(newest), *sorted(line, key=lambda found: found.created, reverse=True)]
+
     def current(self) -> ModelRow | None:
         """The promoted model, else the newest, or None in an empty store."""
         named = st.aliases(self.store).get("current")

@@ -7,6 +7,7 @@ from typing import Any
 
 from store import ModelRow
 
+LARGEST_SYMBOL = 26
 COLOURS = {"baseline": "#5470c6", "pruned": "#ee6666", "retrained": "#4b9c68"}
 
 
@@ -65,14 +66,16 @@ def tree_chart(models: Sequence[ModelRow], *, chosen: str | None, size_key: str 
         }
     ]
     few = len(models) <= 40
+    leaves = max((row for _, row in place.values()), default=0.0) + 1
+    shrink = min(1.0, tree_height(models) / leaves / LARGEST_SYMBOL)
     for kind, colour in COLOURS.items():
         data = [
             {
                 "value": list(place[m.id]),
                 "name": m.name,
                 "id": m.id,
-                "symbolSize": 10 + 16 * (m.facts.get(size_key, 0.0) / largest) ** 0.5,
-                "itemStyle": {"borderColor": "#f5a623", "borderWidth": 4} if m.id == chosen else {},
+                "symbolSize": max(3.0, shrink * (10 + 16 * (m.facts.get(size_key, 0.0) / largest) ** 0.5)),
+                "itemStyle": {"borderColor": "#f5a623", "borderWidth": max(2.0, 4 * shrink)} if m.id == chosen else {},
                 "label": {"show": few, "formatter": f"{m.name}  {m.facts['parameters'] / 1e6:.2f} M"},
             }
             for m in models

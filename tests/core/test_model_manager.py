@@ -177,6 +177,17 @@ def test_a_family_is_compared_with_its_baseline_and_its_parent(manager, tiny):
     assert "method l2_structured, rate 0.5" in manager.spec_line(less) and manager.spec_line(less).startswith("prune: ")
 
 
+def test_relatives_are_all_of_a_small_store_and_the_line_of_a_large_one(manager, tiny, worker):
+    rows = [tiny]
+    for rate in (0.3, 0.4, 0.5):
+        made = manager.wait(manager.prune_model(rows[-1].id, {"rate": rate}).id).model_id
+        rows.append(manager.get_model(made))
+    other = worker.bench.add(seed=1, name="other")
+    assert [row.id for row in manager.relatives(tiny.id)] == [other.id, *(row.id for row in reversed(rows))]
+    assert [row.id for row in manager.relatives(rows[1].id, limit=1)] == [rows[3].id, rows[1].id, rows[0].id]
+    assert [row.id for row in manager.relatives(other.id, limit=1)] == [other.id]
+
+
 def test_what_an_evaluation_left_is_shown(manager, tiny, worker):
     assert manager.evaluation_for(tiny.id) == {"image_size": manager.settings.preset_image_size}
     assert (manager.pictures(tiny.id), manager.image_psnr(tiny.id), manager.baseline_marks(tiny.id)) == ([], [], {})
