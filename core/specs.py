@@ -6,13 +6,15 @@ full, defaults included; what does not change the result (names, notes, device, 
 identity by `identity_spec`.
 
 Each field's `json_schema_extra` may hold: `group` (form section), `advanced` (hidden until asked for), `unit`,
-`identity=False` (does not change the result), `when` ({other field: allowed values}: elsewhere the field does not apply).
+`identity=False` (does not change the result), `when` ({other field: allowed values}, or several of these: elsewhere the field
+does not apply, forms leave it out, and a value other than its default is refused).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -25,6 +27,11 @@ UNSTRUCTURED_METHODS: tuple[str, ...] = ("l1_unstructured", "global_magnitude")
 STRUCTURED_METHODS: tuple[str, ...] = ("l2_structured", "structured")
 CALIBRATED_SCORES: tuple[str, ...] = ("taylor", "wanda", "qr", "obs")
 """Scores that look at activations or gradients on calibration images."""
+
+_LOOKS_AT_IMAGES = [
+    {"method": ["structured"], "compensate": [True]},
+    {"method": ["structured"], "score": list(CALIBRATED_SCORES)},
+]
 
 METHOD_TITLES: dict[str, str] = {
     "l2_structured": "L2 structured (channels, hidden units, heads: smaller and faster)",
@@ -48,6 +55,31 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     operation: ClassVar[str]
+
+    @classmethod
+    def condition(cls, name: str) -> list[dict[str, list[Any]]]:
+        """Where a field applies: in any of these cases, each of which is {other field: allowed values}; empty: always."""
+        hints = cls.model_fields[name].json_schema_extra
+        when = hints.get("when", []) if isinstance(hints, dict) else []
+        return [when] if isinstance(when, dict) else list(when)  # type: ignore[list-item, arg-type]
+
+    @classmethod
+    def applies(cls, name: str, values: Mapping[str, Any]) -> bool:
+        """Whether a field has an effect beside these values."""
+        cases = cls.condition(name)
+        return not cases or any(all(values.get(other) in allowed for other, allowed in case.items()) for case in cases)
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> Self:
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        for name, field in type(self).model_fields.items():
+            if values[name] != field.default and not self.applies(name, values):
+                cases = [
+                    " and ".join(f"{other} is {' or '.join(map(str, allowed))}" for other, allowed in case.items())
+                    for case in self.condition(name)
+                ]
+                raise ValueError(f"{name} would have no effect: it applies where {', or '.join(cases)}")
+        return self
 
     def identity_spec(self) -> dict[str, Any]:
         """The fields that determine the result, as JSON-able values: what a model's id is hashed over."""
@@ -148,22 +180,20 @@ class PruneSpec(Spec):
         group="Calibration",
         ge=1,
         le=4096,
-        when={"method": ["structured"]},
+        when=_LOOKS_AT_IMAGES,
     )
-    calibration_size: int = _field(
-        128, "Their side.", group="Calibration", ge=16, le=4096, unit="px", when={"method": ["structured"]}
-    )
+    calibration_size: int = _field(128, "Their side.", group="Calibration", ge=16, le=4096, unit="px", when=_LOOKS_AT_IMAGES)
     calibration_foreground_weight: float = _field(
         21.0, "Weight of pixels that move in scores and fits; 1 treats all alike.", group="Calibration", ge=1.0, le=1000.0,
-        when={"method": ["structured"]},
+        when=_LOOKS_AT_IMAGES,
     )  # fmt: skip
     calibration_data: DataSpec = _field(
         DataSpec(), "Where calibration images come from: their training part.", group="Calibration", advanced=True,
-        when={"method": ["structured"]},
+        when=_LOOKS_AT_IMAGES,
     )  # fmt: skip
     seed: int = _field(
         0, "Seed of the choice of calibration images and of random scores.", group="Calibration", ge=0, advanced=True,
-        when={"method": ["structured"]},
+        when=[*_LOOKS_AT_IMAGES, {"method": ["structured"], "score": ["random"]}],
     )  # fmt: skip
     part: Literal["both", "encoder", "decoder"] = _field("both", "Which half of the autoencoder is pruned.", group="Where")
     round_to: int = _field(
@@ -215,8 +245,8 @@ class PruneSpec(Spec):
 
     @model_validator(mode="after")
     def _rate_or_threshold(self) -> PruneSpec:
-        if self.threshold is not None and self.method not in UNSTRUCTURED_METHODS:
-            raise ValueError("threshold applies to the unstructured methods; the structured ones take a rate")
+        if self.stream_norms != "plain" and "stream" not in self.kinds:
+            raise ValueError("stream_norms would have no effect: it applies where kinds has stream")
         if self.threshold is None and self.rate is None:
             raise ValueError("give a rate (0.1 to 0.9) or, for the unstructured methods, a threshold")
         if self.threshold is not None and self.rate is not None:

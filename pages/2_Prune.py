@@ -33,12 +33,8 @@ with right:
     last = manager.evaluation_for(row.id)
     start = {"calibration_size": last["image_size"], **({"calibration_data": last["data"]} if "data" in last else {})}
     values = spec_form(PruneSpec, key="prune", values=start, per_row=2)
-    if values["method"] in UNSTRUCTURED_METHODS:
-        values["site_rates"] = {}
-        if values.get("threshold"):
-            values["rate"] = None
-    else:
-        values["threshold"] = None
+    if values.get("threshold"):
+        values["rate"] = None
     st.caption(METHOD_TITLES[values["method"]])
     with guarded():
         before, after = manager.cost(row.id), manager.predict_pruning(row.id, values)

@@ -22,7 +22,10 @@ def spec_form(spec: type[Spec], *, key: str, values: dict[str, Any] | None = Non
         groups.setdefault(str(hints["group"]), []).append(name)
     found = dict(start)
     for group, names in groups.items():
-        shown = [n for n in names if _applies(spec, n, found, advanced)]
+        for name in names:
+            if not spec.applies(name, found):
+                found[name] = spec.model_fields[name].default
+        shown = [name for name in names if spec.applies(name, found) and (advanced or not _is_advanced(spec, name))]
         if not shown:
             continue
         with st.container(border=True):
@@ -37,13 +40,9 @@ def spec_form(spec: type[Spec], *, key: str, values: dict[str, Any] | None = Non
     return found
 
 
-def _applies(spec: type[Spec], name: str, values: dict[str, Any], advanced: bool) -> bool:
+def _is_advanced(spec: type[Spec], name: str) -> bool:
     hints = spec.model_fields[name].json_schema_extra
-    assert isinstance(hints, dict)
-    if hints.get("advanced") and not advanced:
-        return False
-    when = hints.get("when")
-    return not isinstance(when, dict) or all(values.get(other) in allowed for other, allowed in when.items())  # type: ignore[operator]
+    return isinstance(hints, dict) and bool(hints.get("advanced"))
 
 
 def _bounds(field: Any) -> tuple[Any, Any]:

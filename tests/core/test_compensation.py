@@ -284,6 +284,6 @@ def test_the_operation_keeps_the_plan_and_the_data_on_record(bench, score):
     assert 0.4 < job.result["achieved_rate"] <= 0.5
     assert made.row.dataset["location"] == "mspacman" and made.row.dataset["image_size"] == 64
     assert any("16 calibration images" in line["message"] for line in bench.log(job))
-    plain = bench.run("prune", parent.id, method="structured", score=score, rate=0.5, calibration_images=16,
-                      calibration_size=64, compensate=False)  # fmt: skip
+    images = {} if score == "random" else {"calibration_images": 16, "calibration_size": 64}
+    plain = bench.run("prune", parent.id, method="structured", score=score, rate=0.5, compensate=False, **images)
     assert plain.model_id != job.model_id

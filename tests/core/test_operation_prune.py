@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 import store as st
 from core.errors import CoreError
 from core.operations.models import load
 from core.pruning.plans import Plan, kept_count
-from core.specs import METHOD_TITLES, PruneSpec
+from core.specs import METHOD_TITLES, PruneSpec, RetrainSpec
 from dcaecore import VARIANTS, Layout, sites
 from tests.core.in_process import InProcess
 
@@ -135,6 +136,24 @@ def test_part_and_threshold_of_an_unstructured_pruning(bench, parent):
 
 def test_every_field_has_its_case():
     assert set(PruneSpec.model_fields) == {"method", "threshold", *CASES, *SCORED}
+
+
+IDLE = (
+    (PruneSpec, {"score": "lamp"}),
+    (PruneSpec, {"threshold": 0.1, "rate": None}),
+    (PruneSpec, {"method": "global_magnitude", "site_rates": {"mid": 0.3}}),
+    (PruneSpec, {"method": "structured", "score": "l2", "compensate": False, "calibration_images": 4}),
+    (PruneSpec, {"method": "structured", "score": "l2", "compensate": False, "seed": 1}),
+    (PruneSpec, {"stream_norms": "exact"}),
+    (RetrainSpec, {"momentum": 0.5}),
+    (RetrainSpec, {"lr_schedule_name": "constant", "min_lr": 1e-5}),
+)
+
+
+@pytest.mark.parametrize(("kind", "fields"), IDLE)
+def test_an_option_that_would_be_ignored_is_refused(kind, fields):
+    with pytest.raises(ValidationError, match="would have no effect: it applies where"):
+        kind.model_validate(fields)
 
 
 def test_the_plan_is_kept_beside_its_model(bench, parent, plain):
