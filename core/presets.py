@@ -25,13 +25,13 @@ class Preset(BaseModel):
     benchmark: BenchmarkSpec = BenchmarkSpec()
 
 
-def _preset(title: str, help: str, rate: float, deepest: float, epochs: int) -> Preset:
-    # Of the residual streams only the decoder's deepest gives much for little: see benchmarks/RESULTS.md.
-    streams = {"kinds": (*INTERNAL_KINDS, "stream"), "site_rates": {"stream": 0.0, "decoder.stages.-1.stream": deepest}}
+def _preset(title: str, help: str, rate: float, streams: float, epochs: int) -> Preset:
+    # The decoder is what a world model waits for; the encoder's streams stay, and with them what latents are made of.
+    wider = {"kinds": (*INTERNAL_KINDS, "stream"), "site_rates": {"encoder.stream": 0.0, "decoder.stream": streams}}
     return Preset(
         title=title,
         help=help,
-        prune=PruneSpec.model_validate({"method": "structured", "score": "obs", "rate": rate, **(streams if deepest else {})}),
+        prune=PruneSpec.model_validate({"method": "structured", "score": "obs", "rate": rate, **(wider if streams else {})}),
         retrain=RetrainSpec(
             batch_size=8, n_epochs=epochs, steps_per_epoch=25, warmup_epochs=1, init_lr=5e-4, weight_decay=0.0,
             foreground_weight=21.0, reconstruction_loss="l1+mse", val_steps=32, eval_interval=2,
@@ -41,9 +41,11 @@ def _preset(title: str, help: str, rate: float, deepest: float, epochs: int) -> 
 
 PRESETS: dict[str, Preset] = {
     "light": _preset("Light", "A third of the units go; a short retraining.", 0.3, 0.0, 4),
-    "medium": _preset("Medium", "Half of the units go, and a quarter of the deepest stream; a longer retraining.", 0.5, 0.25, 12),
+    "medium": _preset(
+        "Medium", "Half of the units go, and a quarter of the decoder's streams; a longer retraining.", 0.5, 0.25, 12
+    ),
     "aggressive": _preset(
-        "Aggressive", "Seven units in ten go, and half of the deepest stream; a long retraining.", 0.7, 0.5, 24
+        "Aggressive", "Seven units in ten go, and half of the decoder's streams; a long retraining.", 0.7, 0.5, 24
     ),
 }
 

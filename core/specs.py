@@ -222,7 +222,7 @@ class PruneSpec(Spec):
     site_rates: dict[str, float] = _field(
         {},
         "Rates that override `rate` for a kind of site, a stage or one site, the most particular first, such as "
-        "{'stream': 0.25, 'decoder.stages.2': 0.3}; stage -1 is the deepest; 0 leaves it whole.",
+        "{'decoder.stream': 0.25, 'decoder.stages.2': 0.3}; stage -1 is the deepest; 0 leaves it whole.",
         group="Where",
         advanced=True,
         when={"method": list(STRUCTURED_METHODS)},

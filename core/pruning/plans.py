@@ -118,7 +118,7 @@ def _names(config: DCAEConfig, name: str) -> tuple[str, ...]:
     site = sites(config)[name]
     stage, rest = f"{site.coder}.stages.{site.stage}", name.removeprefix(f"{site.coder}.stages.{site.stage}")
     deep = f"{site.coder}.stages.{site.stage - config.coder(site.coder).num_stages}"
-    return name, deep + rest, stage, deep, site.kind
+    return name, deep + rest, stage, deep, f"{site.coder}.{site.kind}", site.kind
 
 
 def _count(site: Site, units: int, rate: float, spec: PruneSpec) -> int:

@@ -221,7 +221,7 @@ def demo(
 
 @app.command("demo-model")
 def demo_model() -> None:
-    """Train the shipped demo model anew from its recipe (an hour or two on two cores)."""
+    """Train the shipped demo model anew from its recipe (some hours on two cores)."""
     manager = state.manager()
     row = demo_job.train_demo(manager, follow=lambda job: output.follow(manager, job, quiet=state.json))
     output.emit(row.to_json()) if state.json else output.console.print(f"{row.id} {row.name}", markup=False)

@@ -338,6 +338,9 @@ def test_the_most_particular_rate_wins():
             assert found[name] == 0.3
         else:
             assert found[name] == (0.2 if site.kind == "mid" else 0.6)
+    of_decoder = PruneSpec(kinds=("stream",), site_rates={"encoder.stream": 0.0, "decoder.stream": 0.25})
+    streams = {n for n, site in sites(config).items() if site.kind == "stream" and site.coder == "decoder"}
+    assert site_rates(config, of_decoder) == dict.fromkeys(streams, 0.25)
     deepest = PruneSpec(kinds=("stream",), site_rates={"stream": 0.0, "decoder.stages.-1.stream": 0.25})
     assert site_rates(config, deepest) == {f"decoder.stages.{config.decoder.num_stages - 1}.stream": 0.25}
 
