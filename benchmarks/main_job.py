@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -15,9 +16,13 @@ from core.terminal import demo
 
 def main() -> None:
     """Prunes by the medium preset, retrains, evaluates and benchmarks beside the baseline."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--home", type=Path, help="Where the store stays; else it goes with the run.")
+    kept = parser.parse_args().home
     settings = read_settings()
     with tempfile.TemporaryDirectory() as scratch:
-        settings = settings.model_copy(update={"home": Path(scratch), "data_dir": settings.data_folder, "worker_idle_s": 20.0})
+        home = kept or Path(scratch)
+        settings = settings.model_copy(update={"home": home, "data_dir": settings.data_folder, "worker_idle_s": 20.0})
         manager = ModelManager(settings=settings)
         found = demo.run(manager, 0.5, quick=False, follow=lambda job: manager.wait(job.id))
         (trained,) = (job for job in manager.jobs(limit=20) if job.operation == "retrain")

@@ -42,10 +42,10 @@ def _preset(title: str, help: str, rate: float, streams: float, epochs: int) -> 
 PRESETS: dict[str, Preset] = {
     "light": _preset("Light", "A third of the units go; a short retraining.", 0.3, 0.0, 4),
     "medium": _preset(
-        "Medium", "Half of the units go, and a quarter of the decoder's streams; a longer retraining.", 0.5, 0.25, 12
+        "Medium", "Half of the units go, and a quarter of the decoder's streams; a longer retraining.", 0.5, 0.25, 24
     ),
     "aggressive": _preset(
-        "Aggressive", "Seven units in ten go, and half of the decoder's streams; a long retraining.", 0.7, 0.5, 24
+        "Aggressive", "Seven units in ten go, and half of the decoder's streams; a long retraining.", 0.7, 0.5, 48
     ),
 }
 
