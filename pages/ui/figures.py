@@ -19,7 +19,7 @@ def change_text(figure: Figure) -> str | None:
     texts = {name: "unchanged" if abs(value) < 5e-4 else f"{value:+.1%}" for name, value in changes.items() if value is not None}
     if len(texts) == 2 and len(set(texts.values())) == 1:
         return texts["baseline"] if texts["baseline"] == "unchanged" else f"{texts['baseline']} baseline and parent"
-    return " · ".join(f"{text} {name}" for name, text in texts.items()) or None
+    return " · ".join(f"as its {name}" if text == "unchanged" else f"{text} {name}" for name, text in texts.items()) or None
 
 
 def headline(manager: ModelManager, row: ModelRow, *, keys: tuple[str, ...] = HEADLINE, per_row: int = 5) -> Comparison:
@@ -35,7 +35,7 @@ def headline(manager: ModelManager, row: ModelRow, *, keys: tuple[str, ...] = HE
             change = change_text(figure)
             place.metric(
                 figure.metric.title, figure.metric.text(figure.value), change, delta_color=colour, border=True, height="stretch",
-                delta_arrow="off" if change == "unchanged" else "auto",
+                delta_arrow="off" if change in ("unchanged", "as its baseline", "as its parent") else "auto",
             )  # type: ignore[arg-type]  # fmt: skip
     missing = [
         METRICS[key].title for key in keys if figures[key].value is None and METRICS[key].source != "facts" and key not in MEMORY
