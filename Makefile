@@ -27,7 +27,7 @@ demo: $(VENV)/run.stamp
 
 ## Lint, types and every test, the browser's included; coverage must stay over 85 %.
 test: check
-	OFFSHOOT_CHROMIUM="$$(scripts/chromium | tail -n 1)" OMP_NUM_THREADS=1 \
+	chromium="$$(scripts/chromium)" && OFFSHOOT_CHROMIUM="$$chromium" OMP_NUM_THREADS=1 \
 		$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-fail-under 85
 
 check: $(VENV)/test.stamp
@@ -54,7 +54,7 @@ bench: $(VENV)/run.stamp
 
 ## The README's pictures, of the store that OFFSHOOT_HOME names.
 pictures: $(VENV)/test.stamp
-	OFFSHOOT_CHROMIUM="$$(scripts/chromium | tail -n 1)" $(BIN)/python scripts/pictures.py
+	chromium="$$(scripts/chromium)" && OFFSHOOT_CHROMIUM="$$chromium" $(BIN)/python scripts/pictures.py
 
 clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -189,6 +189,7 @@ def _empty(given: Any) -> DataError:
 
 def _wrap(source: DataSource, rows: Any, pixels: str | None) -> Frames:
     import datasets
+    import pyarrow as pa
 
     if source.column not in rows.column_names:
         raise DataError(
@@ -196,7 +197,7 @@ def _wrap(source: DataSource, rows: Any, pixels: str | None) -> Frames:
         )
     try:
         rows = rows.cast_column(source.column, datasets.Image(decode=False))
-    except (TypeError, ValueError, NotImplementedError) as error:  # arrow has a kind for each pair of types
+    except (pa.ArrowException, TypeError, ValueError) as error:  # arrow's cast, or datasets' own refusal before it
         raise DataError(
             f"Column {source.column!r} holds no images: {error}", code="no_column", given=source.column, legal=rows.column_names
         ) from error

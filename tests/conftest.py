@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -46,7 +47,14 @@ def stop_workers(home: Path) -> None:
     for process in psutil.process_iter(["cmdline"]):
         line = " ".join(process.info["cmdline"] or [])
         if "core.jobs.worker" in line and str(home) in line:
-            family = [*process.children(recursive=True), process]
-            for one in family:
-                one.kill()
-            psutil.wait_procs(family, timeout=5)
+            with suppress(psutil.NoSuchProcess):  # a worker may end by itself at any moment
+                kill_family(process)
+
+
+def kill_family(process: psutil.Process) -> None:
+    """Kills a process and what it started."""
+    family = [*process.children(recursive=True), process]
+    for one in family:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(family, timeout=5)

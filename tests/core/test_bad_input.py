@@ -29,7 +29,6 @@ from core.operations.context import Context
 from core.specs import PruneSpec
 from dcaecore import DCAE, VARIANTS, CheckpointError, DataError, Layout, save_model
 from store import StoreError, open_store
-from tests.core.in_process import InProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = VARIANTS["tiny"]
@@ -37,13 +36,9 @@ RETRAIN = {"image_size": 32, "n_epochs": 1, "steps_per_epoch": 1, "warmup_epochs
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory, data_dir):
-    from core.settings import Settings
-
-    made = InProcess(Settings(home=tmp_path_factory.mktemp("bad"), data_dir=data_dir, device="cpu"))
-    made.add()
-    yield made
-    made.store.close()
+def bench(bench):
+    bench.add()
+    return bench
 
 
 @pytest.fixture

@@ -18,11 +18,9 @@ from core.pruning.plans import kept_count, make_plan
 from core.pruning.scores import SCORES, fpgm, lamp, obs, pivoted_qr, score_units
 from core.pruning.surgery import cut, zero
 from core.pruning.units import feature_units, folding_layer
-from core.settings import Settings
 from core.specs import PruneSpec
 from dcaecore import DCAE, VARIANTS, sites
 from dcaecore.layout import INTERNAL_KINDS
-from tests.core.in_process import InProcess
 from tests.core.test_pruning import MODELS, SHAPES
 
 
@@ -266,13 +264,6 @@ def test_too_few_images_say_how_many_it_needs(tiny):
     assert str(needed[0]) in str(caught.value.legal) and needed[1] in caught.value.message
     assert number_of_images(needed[0], needed) == needed[0]
     assert number_of_images(None, needed) == max(32, 2 * needed[0]) and number_of_images(None, (100, "")) == 200
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory, data_dir):
-    made = InProcess(Settings(home=tmp_path_factory.mktemp("compensation"), data_dir=data_dir, device="cpu"))
-    yield made
-    made.store.close()
 
 
 @pytest.mark.parametrize("score", ["obs", "taylor", "random"])

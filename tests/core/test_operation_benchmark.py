@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+import psutil
 import pytest
 import torch
 
@@ -12,18 +11,8 @@ from core.errors import CoreError
 from core.operations import benchmark
 from dcaecore import DCAE, VARIANTS, ConfigError
 from store import StoreError
-from tests.core.in_process import InProcess
 
 FIELDS = {"image_size": 32, "repeats": 3, "warmup": 1}
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory, data_dir):
-    from core.settings import Settings
-
-    made = InProcess(Settings(home=tmp_path_factory.mktemp("benchmark"), data_dir=data_dir, device="cpu"))
-    yield made
-    made.store.close()
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +88,21 @@ def test_figures_are_of_the_repeats():
     assert found["both_images_per_s"] == pytest.approx(4 / 0.030)
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux only")
 def test_peak_memory_is_of_this_models_pass():
+    """Where the peak cannot start anew (no Linux, or a container that forbids it) what the process holds now is told instead."""
     model = DCAE(VARIANTS["tiny"]).eval()
     hog = torch.ones(50_000_000)
-    assert benchmark._reset_peak_rss()
-    before = benchmark._peak_rss()
+    before = benchmark._peak_rss() if benchmark._reset_peak_rss() else psutil.Process().memory_info().rss
     assert before > hog.numel() * 4
     del hog
     after = benchmark.memory(model, torch.zeros(1, 3, 32, 32))["process_memory_bytes"]
-    assert after < before
+    assert 0 < after < before
+
+
+def test_memory_is_told_where_the_peak_cannot_start_anew(monkeypatch):
+    monkeypatch.setattr(benchmark, "_reset_peak_rss", lambda: False)
+    found = benchmark.memory(DCAE(VARIANTS["tiny"]).eval(), torch.zeros(1, 3, 32, 32))["process_memory_bytes"]
+    assert found == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
 
 
 def test_bfloat16_and_batches(bench, rows):

@@ -14,18 +14,8 @@ import store as st
 from core.errors import CoreError
 from core.operations.context import Context
 from dcaecore import VARIANTS, ConfigError
-from tests.core.in_process import InProcess
 
 FIELDS = {"image_size": 32, "num_images": 20, "num_save_images": 3}
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory, data_dir):
-    from core.settings import Settings
-
-    made = InProcess(Settings(home=tmp_path_factory.mktemp("evaluate"), data_dir=data_dir, device="cpu"))
-    yield made
-    made.store.close()
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,6 @@ def test_a_file_of_ours_keeps_its_masks_and_may_be_half_precision(bench, model, 
     assert same(found.masks, masks) and job.result["masks"] == 1 and found.row.facts["sparsity"] > 0
 
 
-@pytest.mark.skipif(not DEMO_FILE.exists(), reason="the demo model's file is not in this checkout")
 def test_the_demo_model(bench):
     job = bench.run("import")
     assert job.result["variant"] == "demo-f32c32"

@@ -15,16 +15,6 @@ from core.operations.models import load
 from core.pruning.plans import Plan, kept_count
 from core.specs import METHOD_TITLES, PruneSpec, RetrainSpec
 from dcaecore import VARIANTS, Layout, sites
-from tests.core.in_process import InProcess
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory, data_dir):
-    from core.settings import Settings
-
-    made = InProcess(Settings(home=tmp_path_factory.mktemp("prune"), data_dir=data_dir, device="cpu"))
-    yield made
-    made.store.close()
 
 
 @pytest.fixture(scope="module")

@@ -172,22 +172,19 @@ def agree(name: str, site_name: str, part: str, root: str, gone: list[int]) -> N
         assert torch.equal(value, result.state[f"{prefix}.{key}"]), key
 
 
-@pytest.mark.parametrize(("name", "site_name"), chosen_blocks("mid"))
+@pytest.mark.parametrize(
+    ("name", "site_name", "part", "root"),
+    [
+        *((*chosen, "", "conv1") for chosen in chosen_blocks("mid")),
+        *((*chosen, ".glu", "inverted") for chosen in chosen_blocks("hidden")),
+    ],
+)
 @settings(max_examples=2, deadline=None)
 @given(data=st.data())
-def test_resblock_surgery_agrees_with_torch_pruning(name, site_name, data):
+def test_surgery_of_resblocks_and_glus_agrees_with_torch_pruning(name, site_name, part, root, data):
     units = sites(MODELS[name].config)[site_name].total
     gone = data.draw(st.sets(st.integers(0, units - 1), min_size=1, max_size=units - 1))
-    agree(name, site_name, "", "conv1", sorted(gone))
-
-
-@pytest.mark.parametrize(("name", "site_name"), chosen_blocks("hidden"))
-@settings(max_examples=2, deadline=None)
-@given(data=st.data())
-def test_glu_surgery_agrees_with_torch_pruning(name, site_name, data):
-    units = sites(MODELS[name].config)[site_name].total
-    gone = data.draw(st.sets(st.integers(0, units - 1), min_size=1, max_size=units - 1))
-    agree(name, site_name, ".glu", "inverted", sorted(gone))
+    agree(name, site_name, part, root, sorted(gone))
 
 
 @pytest.mark.parametrize("name", SHAPES)

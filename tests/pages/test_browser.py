@@ -17,6 +17,7 @@ from core.model_manager import ModelManager
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("OFFSHOOT_CHROMIUM") or shutil.which("chromium")
+"""`make test` finds or installs one. Without any these tests fail: the pages would go untested (`-m "not browser"` leaves them out)."""
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage"
@@ -24,7 +25,6 @@ FLAGS = (
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM, reason="no Chromium: `make test` installs one"),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
