@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ import store as st
 import store.jobs as jobs
 from core.errors import CoreError
 from core.settings import Settings
+from dcaecore import read_header
+from dcaecore.sparse import unpack_mask, unpack_values
 from store import ModelRow, Store
 
 
@@ -145,15 +149,19 @@ class Views:
 def _histogram(path: str, bins: int) -> tuple[list[float], list[int], int]:
     from safetensors import safe_open
 
-    values = []
+    values, pruned = [], 0
+    listed = read_header(Path(path))["masks"]
     with safe_open(path, framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118 - not a mapping
-            if name.endswith(".weight") and not name.startswith("mask:") and len(file.get_slice(name).get_shape()) >= 2:
-                values.append(file.get_tensor(name).reshape(-1).astype(np.float32))
+        names = [name for name in file.keys() if ":" not in name and name.endswith(".weight")]  # noqa: SIM118 - not a mapping
+        values += [file.get_tensor(name).reshape(-1) for name in names if len(file.get_slice(name).get_shape()) >= 2]
+        for name, (dtype, shape) in listed.items():
+            kept = int(unpack_mask(file.get_tensor(f"mask:{name}"), shape).sum())
+            values.append(unpack_values(file.get_tensor(f"values:{name}"), kept, np.dtype(dtype)))
+            pruned += math.prod(shape) - kept
     flat = np.concatenate(values)
     alive = flat[flat != 0]
     counts, edges = np.histogram(alive, bins=bins)
-    return edges.tolist(), counts.tolist(), int(len(flat) - len(alive))
+    return edges.tolist(), counts.tolist(), pruned + int(len(flat) - len(alive))
 
 
 def png_difference(first: bytes, second: bytes, gain: int = 4) -> bytes:

@@ -1,9 +1,10 @@
 """Model files: one safetensors file with config, layout and masks; no pickle is written.
 
 The file has a single metadata key, `offshoot`, with sorted JSON (several keys would be written in random order, and equal
-models would become different files). The mask of a pruned parameter is stored as `mask:<parameter>`, one bit a weight.
-Saving and loading are bit-equal. The digest is over names, dtypes, shapes and bytes of weights and masks, whatever the
-container. torch is imported where tensors are touched, so `read_header` serves processes that never load it.
+models would become different files). A masked parameter is stored as `mask:<parameter>` and `values:<parameter>`, the compressed
+mask and kept values (`dcaecore.sparse`), and listed under `masks` with its dtype and shape. Saving and loading are bit-equal. The
+digest is over names, dtypes, shapes and bytes of weights and masks, whatever the container.
+torch is imported where tensors are touched, so `read_header` serves processes that never load it.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
 
     from dcaecore.model import DCAE
 
-FORMAT = 1
+FORMAT = 2
 KEY = "offshoot"
 MASK_PREFIX = "mask:"
+VALUES_PREFIX = "values:"
 LEGAL_FILE = "a whole .safetensors, .pt or .pth file with the weights of a DC-AE"
 COPY_AGAIN = "Copy or download it again."
 
@@ -55,10 +57,8 @@ def save_model(
 ) -> None:
     """Writes a model whole or not at all (partial name, fsync, rename); `extra` are further JSON fields of its header.
 
-    Raises CheckpointError where it cannot be written; nothing is left behind then.
+    Raises CheckpointError where it cannot be written, or where a masked weight is not zero; nothing is left behind then.
     """
-    import numpy as np
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -69,12 +69,11 @@ def save_model(
         "family": family,
         "config": config.to_json(),
         "layout": layout.to_json(),
-        "masks": {name: list(mask.shape) for name, mask in sorted(masks.items())},
+        "masks": {name: [_dtype_name(state[name]), list(mask.shape)] for name, mask in sorted(masks.items())},
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     for name, mask in masks.items():
-        bits = np.packbits(mask.detach().cpu().numpy().astype(bool).reshape(-1))
-        tensors[MASK_PREFIX + name] = torch.from_numpy(bits)
+        tensors[MASK_PREFIX + name], tensors[VALUES_PREFIX + name] = _packed(name, tensors.pop(name), mask.detach().cpu())
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         save_file(tensors, partial, metadata={KEY: json.dumps(header, sort_keys=True, separators=(",", ":"))})
@@ -154,20 +153,53 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path.name} is damaged: {error}", code="not_a_checkpoint", next=COPY_AGAIN) from error
 
 
-def split_masks(tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights and unpacked bool masks of a file's tensors; raises CheckpointError where a mask does not fit its weights."""
-    import numpy as np
+def _dtype_name(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _as_bits(dtype: torch.dtype) -> torch.dtype:
+    """The integers of a dtype's width: numpy knows no bfloat16, and comparing integers tells -0.0 from 0.0."""
     import torch
 
+    return {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+
+
+def _packed(name: str, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Compressed mask and compressed kept values; raises CheckpointError where that would lose a weight."""
+    import torch
+
+    from dcaecore import sparse
+
+    bits, kept = value.reshape(-1).view(_as_bits(value.dtype)), mask.to(torch.bool).reshape(-1)
+    if bits[~kept].any():
+        raise CheckpointError(f"{name} has weights other than 0.0 where its mask says that they are pruned.", code="mask_leak")
+    arrays = sparse.pack_mask(kept.numpy()), sparse.pack_values(bits[kept].numpy())
+    return torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1])
+
+
+def split_masks(tensors: Mapping[str, Tensor], listed: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and bool masks of a file's tensors; `listed` is the header's parameter -> [dtype, shape].
+
+    Raises CheckpointError where a mask or its values do not fit what is listed.
+    """
+    import torch
+
+    from dcaecore import sparse
+
     state, masks = dict(tensors), {}
-    for name, shape in shapes.items():
-        packed, weight = state.pop(MASK_PREFIX + name, None), state.get(name)
-        if packed is None or weight is None or list(weight.shape) != list(shape):
-            raise CheckpointError(f"The mask of {name} has no weights of its shape {list(shape)}.", code="wrong_mask")
-        if packed.dtype != torch.uint8 or packed.numel() != (weight.numel() + 7) // 8:
-            raise CheckpointError(f"The mask of {name} is not one bit a weight.", code="wrong_mask")
-        bits = np.unpackbits(packed.numpy(), count=weight.numel())
-        masks[name] = torch.from_numpy(bits.astype(bool)).reshape(shape)
+    for name, about in listed.items():
+        try:
+            dtype, shape = getattr(torch, about[0]), about[1]
+            bits = torch.zeros(shape, dtype=_as_bits(dtype))
+            mask = torch.from_numpy(sparse.unpack_mask(state.pop(MASK_PREFIX + name).numpy(), shape))
+            values = sparse.unpack_values(state.pop(VALUES_PREFIX + name).numpy(), int(mask.sum()), bits.numpy().dtype)
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{name} is listed as masked ({about}), and its mask and values are not there or do not fit: {error}",
+                code="wrong_mask",
+            ) from error
+        bits[mask] = torch.from_numpy(values)
+        state[name], masks[name] = bits.view(dtype), mask
     return state, masks
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from core.pruning.masks import apply_masks
 from core.specs import SPEC_VERSION, Spec
 from dcaecore import DCAE, DCAEConfig, Layout, estimate, load_model, save_model, weights_digest
 from store import ModelRow, NewModel, Store, baseline_of, get_model
@@ -49,7 +50,8 @@ def new_model(
     dataset: Mapping[str, Any] | None = None,
     note: str = "",
 ) -> NewModel:
-    """Writes the weights to the blob folder and describes the model; the job's end stores it."""
+    """Writes the weights to the blob folder, masked ones at zero, and describes the model; the job's end stores it."""
+    state = apply_masks(state, masks or {})
     scratch = store.blobs.scratch(".safetensors")
     save_model(scratch, state, config=config, layout=layout, masks=masks)
     size = scratch.stat().st_size

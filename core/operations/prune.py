@@ -11,7 +11,7 @@ from core.operations.images import open_parts
 from core.operations.models import Loaded, load, new_model
 from core.pruning.calibration import CalibrationImages, draw, gradients, images_needed, number_of_images, statistics
 from core.pruning.compensation import compensate
-from core.pruning.masks import apply_masks, prunable, prune_weights
+from core.pruning.masks import prunable, prune_weights
 from core.pruning.plans import achieved, kept_count, make_plan, site_rates
 from core.pruning.scores import STATISTICS_SCORES, Scores, score_units
 from core.pruning.surgery import cut
@@ -129,7 +129,7 @@ def _unstructured(spec: PruneSpec, context: Context, parent: Loaded, name: str) 
         name=name,
         kind="pruned",
         spec=spec,
-        state=apply_masks(state, masks),
+        state=state,
         config=model.config,
         layout=model.layout,
         masks={**parent.masks, **masks},

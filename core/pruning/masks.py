@@ -107,4 +107,6 @@ def prune_weights(
 
 def apply_masks(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights with masked ones at exactly zero."""
-    return {name: value * masks[name] if name in masks else value for name, value in state.items()}
+    return {
+        name: value.masked_fill(~masks[name].to(value.device), 0.0) if name in masks else value for name, value in state.items()
+    }

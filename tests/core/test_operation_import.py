@@ -55,7 +55,7 @@ def test_published_keys_are_converted_and_said(bench, model, tmp_path, fmt):
 def test_a_file_of_ours_keeps_its_masks_and_may_be_half_precision(bench, model, tmp_path):
     masks = {"encoder.conv_out.weight": torch.rand_like(model.encoder.conv_out.weight) > 0.5}
     state = {name: value.bfloat16() for name, value in model.state_dict().items()}
-    state["encoder.conv_out.weight"] *= masks["encoder.conv_out.weight"]
+    state["encoder.conv_out.weight"] = state["encoder.conv_out.weight"].masked_fill(~masks["encoder.conv_out.weight"], 0.0)
     save_model(tmp_path / "ours.safetensors", state, config=TINY, layout=Layout(), masks=masks)
     job = bench.run("import", source=str(tmp_path))
     found = load(bench.store, job.model_id)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dcaecore import DCAE, VARIANTS, CheckpointError, ConfigError, Layout, load_model, read_header, save_model, weights_digest
-from dcaecore.checkpoint import KEY, build, file_digest
+from dcaecore.checkpoint import KEY, build, file_digest, load_tensors, split_masks
 
 TINY = VARIANTS["tiny"]
 WEIGHT = "encoder.conv_out.weight"
@@ -24,7 +24,8 @@ def saved(tmp_path) -> Path:
     model = DCAE(TINY, Layout({"encoder.stages.3.blocks.0.heads": (1,)}))
     path = tmp_path / "model.safetensors"
     mask = torch.rand(model.state_dict()[WEIGHT].shape) > 0.5
-    save_model(path, model.state_dict(), config=TINY, layout=model.layout, masks={WEIGHT: mask}, extra={"note": "x"})
+    state = model.state_dict() | {WEIGHT: model.state_dict()[WEIGHT].masked_fill(~mask, 0.0)}
+    save_model(path, state, config=TINY, layout=model.layout, masks={WEIGHT: mask}, extra={"note": "x"})
     return path
 
 
@@ -94,7 +95,7 @@ def test_headers_that_are_none(tmp_path, header):
 def test_tensors_that_the_header_misdescribes(tmp_path):
     header = json.dumps(
         {
-            "__metadata__": {KEY: json.dumps({"format": 1, "family": "dcae", "config": {}, "layout": {}, "masks": {}})},
+            "__metadata__": {KEY: json.dumps({"format": 2, "family": "dcae", "config": {}, "layout": {}, "masks": {}})},
             "a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
         }
     ).encode()
@@ -102,8 +103,6 @@ def test_tensors_that_the_header_misdescribes(tmp_path):
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
     with pytest.raises((CheckpointError, ConfigError)):
         load_model(path)
-    from dcaecore.checkpoint import load_tensors
-
     with pytest.raises(CheckpointError, match="damaged"):
         load_tensors(path)
 
@@ -111,13 +110,16 @@ def test_tensors_that_the_header_misdescribes(tmp_path):
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        (lambda header: header.update(format=2), "format"),
+        (lambda header: header.update(format=3), "format"),
         (lambda header: header.update(format="new"), "bad_header"),
         (lambda header: header.pop("config"), "bad_header"),
         (lambda header: header.pop("format"), "bad_header"),
         (lambda header: "{", "bad_header"),
         (lambda header: "[]", "bad_header"),
-        (lambda header: header["masks"].update({"encoder.conv_out.bias": [16]}), "wrong_mask"),
+        (lambda header: header["masks"].update({"encoder.conv_out.bias": ["float32", [16]]}), "wrong_mask"),
+        (lambda header: header["masks"].update({WEIGHT: ["float32", [1, 2]]}), "wrong_mask"),
+        (lambda header: header["masks"].update({WEIGHT: ["float16", [16, 128, 3, 3]]}), "wrong_mask"),
+        (lambda header: header["masks"].update({WEIGHT: ["load", [1, 2]]}), "wrong_mask"),
         (lambda header: header["masks"].update({WEIGHT: [1, 2]}), "wrong_mask"),
         (lambda header: header["masks"].clear(), "wrong_keys"),
         (lambda header: header.update(layout={}), "wrong_shape"),
@@ -154,6 +156,48 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, saved, monkeypatch):
     with pytest.raises(CheckpointError, match="No space left"):
         save_model(saved, state, config=TINY, layout=Layout())
     assert saved.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [saved.name]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("sparsity", "share"), [(0.5, 0.46), (0.9, 0.11)])
+def test_a_masked_model_takes_the_bytes_of_what_is_left(tmp_path, sparsity, share, dtype):
+    """Bounds for float32; in bfloat16 the mask weighs twice as much against the values."""
+    torch.manual_seed(0)
+    weight = (torch.randn(300_000) * 0.02).reshape(300, 100, 10, 1)
+    mask = weight.abs() > weight.abs().flatten().quantile(sparsity)
+    file = tmp_path / "masked.safetensors"
+    state = {"w": weight.to(dtype).masked_fill(~mask, 0.0)}
+    save_model(file, state, config=TINY, layout=Layout(), masks={"w": mask})
+    assert file.stat().st_size - 4000 < weight.numel() * dtype.itemsize * (share if dtype == torch.float32 else share + 0.04)
+    found, masks = split_masks(load_tensors(file), read_header(file)["masks"])
+    assert torch.equal(found["w"], state["w"]) and found["w"].dtype == dtype and torch.equal(masks["w"], mask)
+    assert file_digest(file) == weights_digest(state, {"w": mask})
+
+
+@pytest.mark.parametrize("left", [0, 1, 7, 9])
+def test_masks_of_any_count(tmp_path, left):
+    mask = torch.arange(9) < left
+    state = {"w": torch.arange(1.0, 10.0).masked_fill(~mask, 0.0)}
+    save_model(tmp_path / "m.safetensors", state, config=TINY, layout=Layout(), masks={"w": mask})
+    found, masks = split_masks(load_tensors(tmp_path / "m.safetensors"), {"w": ("float32", [9])})
+    assert torch.equal(found["w"], state["w"]) and torch.equal(masks["w"], mask)
+
+
+@pytest.mark.parametrize("leak", [1e-30, -0.0, float("nan")])
+def test_a_mask_that_leaks_is_not_stored(tmp_path, leak):
+    state, masks = {"w": torch.tensor([1.0, leak])}, {"w": torch.tensor([True, False])}
+    with pytest.raises(CheckpointError, match="other than 0.0 where its mask") as caught:
+        save_model(tmp_path / "m.safetensors", state, config=TINY, layout=Layout(), masks=masks)
+    assert caught.value.code == "mask_leak" and not list(tmp_path.iterdir())
+
+
+def test_values_that_are_damaged_say_so(tmp_path, saved):
+    tensors, header = load_file(saved), read_header(saved)
+    for damaged in (tensors[f"values:{WEIGHT}"][:-9], torch.zeros(9, dtype=torch.uint8), torch.zeros(9)):
+        save_file(tensors | {f"values:{WEIGHT}": damaged.clone()}, saved, metadata={KEY: json.dumps(header)})
+        with pytest.raises(CheckpointError, match="listed as masked") as caught:
+            load_model(saved)
+        assert caught.value.code == "wrong_mask"
 
 
 def test_build_names_the_first_difference():
