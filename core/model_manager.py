@@ -18,10 +18,21 @@ from core.devices import default_device, devices
 from core.errors import CoreError
 from core.jobs.launch import ensure_worker
 from core.names import model_name
+from core.planning import Planning
 from core.presets import preset_on
 from core.pruning.plans import predicted_layout
 from core.settings import Settings, read_settings
-from core.specs import SPECS, BenchmarkSpec, DataSpec, EvaluateSpec, PruneSpec, RetrainSpec, Spec
+from core.specs import (
+    SPECS,
+    BenchmarkSpec,
+    DataSpec,
+    EvaluateSpec,
+    ProfileSpec,
+    PruneSpec,
+    RetrainSpec,
+    SensitivitySpec,
+    Spec,
+)
 from core.views import Views
 from dcaecore.config import DCAEConfig
 from dcaecore.cost import Cost, estimate
@@ -36,7 +47,7 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
 
 
-class ModelManager(Views):
+class ModelManager(Views, Planning):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.
@@ -179,6 +190,24 @@ class ModelManager(Views):
         assert isinstance(checked, EvaluateSpec)
         self._check_size(model, checked.image_size)
         return self._submit(checked, model, device=device, name="evaluate")
+
+    def measure_sensitivity(self, model: Ref, spec: SpecLike = None, *, device: str | None = None) -> JobRow:
+        """Submits a measurement of what pruning each site alone costs in quality."""
+        checked = _checked("sensitivity", spec)
+        assert isinstance(checked, SensitivitySpec)
+        row = self.get_model(model)
+        self._check_size(row.id, checked.image_size)
+        if checked.prune.needs_calibration:
+            self._check_size(row.id, checked.prune.calibration_size)
+        return self._submit(checked, row.id, device=device, name="sensitivity")
+
+    def profile_latency(self, model: Ref, spec: SpecLike = None, *, device: str | None = None) -> JobRow:
+        """Submits a measurement of each block's latency over a grid of widths."""
+        checked = _checked("profile", spec)
+        assert isinstance(checked, ProfileSpec)
+        row = self.get_model(model)
+        self._check_size(row.id, checked.image_size)
+        return self._submit(checked, row.id, device=device, name="profile")
 
     def benchmark_models(self, refs: Sequence[Ref] | Parent, spec: SpecLike = None, *, device: str | None = None) -> JobRow:
         """Submits one benchmark run over models, interleaved."""

@@ -418,6 +418,77 @@ class BenchmarkSpec(Spec):
     dtype: DType = _field("float32", "Precision.", group="Protocol")
 
 
+class SensitivitySpec(Spec):
+    """Measure what pruning each site alone costs in quality, in one shot, on validation images."""
+
+    operation: ClassVar[str] = "sensitivity"
+
+    prune: PruneSpec = _field(
+        PruneSpec(method="structured"), "How units are chosen and fitted, and where; its own rates are not used.", group="Pruning"
+    )
+    granularity: Literal["site", "stage"] = _field(
+        "site", "Prune one site at a time, or the sites of one kind of a stage together.", group="Pruning"
+    )
+    rates: tuple[float, ...] = _field(
+        (0.25, 0.5, 0.75), "Shares of the units to remove.", group="Pruning", min_length=1, max_length=20
+    )
+    data: DataSpec = _field(DataSpec(), "Images: their validation part.", group="Data")
+    image_size: int = _field(
+        128, "Side of the square that images are padded and resized to.", group="Data", ge=16, le=4096, unit="px"
+    )
+    num_images: int = _field(32, "Pinned images.", group="Data", ge=1, le=10_000)
+    batch_size: int = _field(8, "Images at once; does not change the figures.", group="Data", ge=1, le=256, identity=False)
+
+    @field_validator("rates")
+    @classmethod
+    def _rates(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0.05 <= rate <= 0.9 for rate in value):
+            raise ValueError(f"rates lie in 0.05 to 0.9, not {value}")
+        return tuple(sorted(set(value)))
+
+    @model_validator(mode="after")
+    def _structured(self) -> Self:
+        if self.prune.method not in STRUCTURED_METHODS:
+            raise ValueError(f"sensitivity is of structured pruning ({', '.join(STRUCTURED_METHODS)}), not {self.prune.method}")
+        for name in ("rate", "site_rates", "scope", "round_to"):
+            if getattr(self.prune, name) != PruneSpec.model_fields[name].default:
+                raise ValueError(f"prune.{name} would have no effect: the rates are those of `rates`")
+        return self
+
+
+class ProfileSpec(Spec):
+    """Measure each block's latency over a grid of widths on this device, so that plans can be timed before they are made."""
+
+    operation: ClassVar[str] = "profile"
+
+    part: Literal["both", "encoder", "decoder"] = _field("both", "Which half of the autoencoder is measured.", group="Grid")
+    streams: bool = _field(False, "Vary the residual streams too: the square of the measurements.", group="Grid")
+    rates: tuple[float, ...] = _field(
+        (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875), "Shares of the units that are left out, besides none.", group="Grid",
+        min_length=1, max_length=20,
+    )  # fmt: skip
+    image_size: int = _field(128, "Side of the square images.", group="Protocol", ge=16, le=4096, unit="px")
+    batch_size: int = _field(1, "Images at once.", group="Protocol", ge=1, le=1024)
+    dtype: DType = _field("float32", "Precision.", group="Protocol")
+    repeats: int = _field(9, "Timed repeats of each block.", group="Protocol", ge=3, le=1000)
+    fit_models: int = _field(
+        6, "Whole models that offset and scale are fitted on.", group="Protocol", ge=2, le=100, advanced=True
+    )
+    check_models: int = _field(
+        12, "Further whole models, of other widths, that the prediction is checked on.", group="Protocol", ge=2, le=100,
+        advanced=True,
+    )  # fmt: skip
+    seed: int = _field(0, "Seed of the widths of these models.", group="Protocol", ge=0, advanced=True)
+
+    @field_validator("rates")
+    @classmethod
+    def _rates(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0.0 < rate <= 0.95 for rate in value):
+            raise ValueError(f"rates lie over 0 and up to 0.95, not {value}")
+        return tuple(sorted(set(value)))
+
+
 SPECS: dict[str, type[Spec]] = {
-    spec.operation: spec for spec in (ImportSpec, PruneSpec, RetrainSpec, EvaluateSpec, BenchmarkSpec)
+    spec.operation: spec
+    for spec in (ImportSpec, PruneSpec, RetrainSpec, EvaluateSpec, BenchmarkSpec, SensitivitySpec, ProfileSpec)
 }

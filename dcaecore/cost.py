@@ -29,6 +29,8 @@ class ModuleCost:
     """What is left of its sites, such as `mid 16/32`."""
     side: int
     """Height and width of its output for a square image."""
+    widths: tuple[int, ...]
+    """What decides its shape besides its place: channels of the stream and units of its site, or channels in and out."""
     saved: int = 0
     """Values that autograd keeps of one image for the backward pass, the layer's input included."""
 
@@ -70,11 +72,11 @@ def _resample(name: str, coder: CoderConfig, cin: int, cout: int, side_in: int) 
         "shuffle": (cout * 4, side_in, cin * side_in**2),
         "interpolate": (cout, side, cin * side**2),
     }[coder.resample]
-    return ModuleCost(name, kind, *_conv(cin, width, 3, side_conv**2, bias=True), "", side, saved)
+    return ModuleCost(name, kind, *_conv(cin, width, 3, side_conv**2, bias=True), "", side, (cin, cout), saved)
 
 
 def _plain_conv(name: str, cin: int, cout: int, side: int) -> ModuleCost:
-    return ModuleCost(name, "conv", *_conv(cin, cout, 3, side**2, bias=True), "", side, cin * side**2)
+    return ModuleCost(name, "conv", *_conv(cin, cout, 3, side**2, bias=True), "", side, (cin, cout), cin * side**2)
 
 
 def _stage(config: DCAEConfig, layout: Layout, name: str, stage: int, side: int) -> list[ModuleCost]:
@@ -91,7 +93,7 @@ def _stage(config: DCAEConfig, layout: Layout, name: str, stage: int, side: int)
             cost = _total(_conv(width, mid, 3, area, bias=True), _conv(mid, width, 3, area), norm)
             # The input; conv1's output and its SiLU, or one map for both where it is ReLU; what the norm keeps.
             saved = (width + mid * (1 if coder.acts[stage] == "relu" else 2) + norm_saved) * area
-            rows.append(ModuleCost(prefix, "ResBlock", *cost, f"mid {mid}/{site.total}", side, saved))
+            rows.append(ModuleCost(prefix, "ResBlock", *cost, f"mid {mid}/{site.total}", side, (width, mid), saved))
             continue
         site = known[f"{prefix}.heads"]
         heads = layout.width(site)
@@ -103,7 +105,9 @@ def _stage(config: DCAEConfig, layout: Layout, name: str, stage: int, side: int)
         # The input; each scale's two inputs; of the attention q, k, v, the undivided and the divided output; proj's input is
         # the last of these.
         saved = (width + norm_saved + 6 * inner * len(scales) + 5 * inner * (1 + len(scales))) * area
-        rows.append(ModuleCost(f"{prefix}.attn", "LiteMLA", *_total(*parts), f"heads {heads}/{site.total}", side, saved))
+        rows.append(
+            ModuleCost(f"{prefix}.attn", "LiteMLA", *_total(*parts), f"heads {heads}/{site.total}", side, (width, heads), saved)
+        )
         site = known[f"{prefix}.hidden"]
         hidden = layout.width(site)
         cost = _total(
@@ -114,7 +118,9 @@ def _stage(config: DCAEConfig, layout: Layout, name: str, stage: int, side: int)
         )
         # The input; three maps of 2 h (inverted, its SiLU, depthwise) and two of h (the gate's SiLU, the product).
         saved = (width + norm_saved + 8 * hidden) * area
-        rows.append(ModuleCost(f"{prefix}.glu", "GLUMBConv", *cost, f"hidden {hidden}/{site.total}", side, saved))
+        rows.append(
+            ModuleCost(f"{prefix}.glu", "GLUMBConv", *cost, f"hidden {hidden}/{site.total}", side, (width, hidden), saved)
+        )
     return rows
 
 
@@ -141,7 +147,7 @@ def module_costs(config: DCAEConfig, layout: Layout, image_size: int) -> list[Mo
     side, width = rows[-1].side, widths[first]
     # As in a block, and SiLU's input besides the last convolution's.
     maps = (1 if coder.out_norm == "bn2d" else 2) + (1 if coder.out_act == "silu" else 0)
-    rows.append(ModuleCost("decoder.norm_out", "norm", 2 * width, 0, "", side, maps * width * side**2))
+    rows.append(ModuleCost("decoder.norm_out", "norm", 2 * width, 0, "", side, (width,), maps * width * side**2))
     if first == 0:
         rows.append(_plain_conv("decoder.conv_out", width, config.in_channels, side))
     else:

@@ -13,6 +13,8 @@ MODULES: dict[str, str] = {
     "retrain": "core.operations.retrain",
     "evaluate": "core.operations.evaluate",
     "benchmark": "core.operations.benchmark",
+    "sensitivity": "core.operations.sensitivity",
+    "profile": "core.operations.profile",
 }
 
 

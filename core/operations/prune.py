@@ -38,8 +38,8 @@ def run(spec: PruneSpec, context: Context) -> Outcome:
 def _structured(spec: PruneSpec, context: Context, parent: Loaded, name: str) -> tuple[NewModel, dict]:
     model = parent.model.to(context.device)
     names = list(site_rates(model.config, spec))
-    images, dataset = _calibration_images(spec, context, parent) if spec.needs_calibration else (None, None)
-    scores = _scores(spec, context, parent, names, images)
+    images, dataset = calibration_images(spec, context, parent) if spec.needs_calibration else (None, None)
+    scores = scores_of(spec, context, parent, names, images)
     plan = make_plan(model.config, model.layout, scores, spec, parent=parent.row.id)
     share = achieved(model.config, model.layout, plan)
     state, exact = model.state_dict(), spec.stream_norms == "exact"
@@ -72,7 +72,8 @@ def _structured(spec: PruneSpec, context: Context, parent: Loaded, name: str) ->
     return made, {"plan": plan.id, "plan_digest": digest, "achieved_rate": share}
 
 
-def _calibration_images(spec: PruneSpec, context: Context, parent: Loaded) -> tuple[CalibrationImages, dict]:
+def calibration_images(spec: PruneSpec, context: Context, parent: Loaded) -> tuple[CalibrationImages, dict]:
+    """As many as the spec asks for or needs, and the identity of the data set that they are from."""
     config, layout, size = parent.model.config, parent.model.layout, spec.calibration_size
     config.check_image_size(size, size)
     fitted = _fitted(spec, parent) if spec.compensate or spec.score in STATISTICS_SCORES else {}
@@ -101,7 +102,8 @@ def _fitted(spec: PruneSpec, parent: Loaded) -> dict[str, int]:
     return {name: kept_count(width, rates[name]) if name in rates else width for name, width in widths.items()}
 
 
-def _scores(spec: PruneSpec, context: Context, parent: Loaded, names: list[str], images: CalibrationImages | None) -> Scores:
+def scores_of(spec: PruneSpec, context: Context, parent: Loaded, names: list[str], images: CalibrationImages | None) -> Scores:
+    """Scores of the named sites by the spec's method."""
     model = parent.model
     score = spec.score if spec.method == "structured" else "l2"
     context.progress(0.2, f"scoring by {score}", force=True)

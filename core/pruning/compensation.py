@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,12 +73,7 @@ def compensate(
         weight = source[f"{layer}.weight"]
         pruned.load_state_dict(cut(state, config, layout, streams, exact_norms=exact_norms).state)
         fit = _fit(dense, pruned, layer, kept, images, ridge)
-        folded = torch.zeros_like(weight)
-        # W' = W A^T over the feature dimension: (O, F, k, k) x (K, F) -> (O, K, k, k)
-        folded[:, kept] = torch.einsum("ofij,kf->okij", weight.double(), fit).to(weight.dtype)
-        if masks and f"{layer}.weight" in masks:
-            folded *= masks[f"{layer}.weight"].to(folded.device)
-        state[f"{layer}.weight"] = folded
+        state[f"{layer}.weight"] = _masked(_folded(weight, kept, fit), f"{layer}.weight", masks)
         if progress is not None:
             progress((place + 1) / len(order))
     dense.train(was_training)
@@ -96,7 +92,41 @@ def _fit(dense: DCAE, pruned: DCAE, layer: str, kept: Tensor, images: Calibratio
         gram = here if gram is None else gram + here
         cross = there if cross is None else cross + there
     assert gram is not None and cross is not None
+    return _solve(gram, cross, kept, ridge)
+
+
+def _solve(gram: Tensor, cross: Tensor, kept: Tensor, ridge: float) -> Tensor:
     strength = ridge * gram.diagonal().mean().clamp_min(1e-30)
     gram.diagonal().add_(strength)
     cross[torch.arange(len(kept)), kept] += strength
     return torch.linalg.solve(gram, cross)
+
+
+def fold_alone(
+    dense: DCAE, keep: Keep, grams: Mapping[str, np.ndarray], masks: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """As `compensate` for internal sites, each fitted as if it alone were pruned: from the dense model's statistics, no pass.
+
+    `grams[site]` is `(F, F)`, the Gram matrix of the site's features (`calibration.statistics`).
+    """
+    config, layout, state = dense.config, dense.layout, dense.state_dict()
+    result = zero(state, config, layout, keep)
+    for name, kept_units in keep.items():
+        site = sites(config)[name]
+        layer, units = f"{folding_layer(site)}.weight", feature_units(config, layout, site).of_unit
+        kept = torch.from_numpy(units[list(kept_units)].reshape(-1)).sort().values
+        weight, gram = state[layer], torch.from_numpy(grams[name])
+        fit = _solve(gram[kept][:, kept], gram[kept].clone(), kept, RIDGE).to(weight.device)
+        result[layer] = _masked(_folded(weight, kept, fit), layer, masks)
+    return result
+
+
+def _folded(weight: Tensor, kept: Tensor, fit: Tensor) -> Tensor:
+    """W' = W A^T over the feature dimension, (O, F, k, k) x (K, F) -> (O, K, k, k), in the dense shape."""
+    folded = torch.zeros_like(weight)
+    folded[:, kept] = torch.einsum("ofij,kf->okij", weight.double(), fit).to(weight.dtype)
+    return folded
+
+
+def _masked(weight: Tensor, name: str, masks: Mapping[str, Tensor] | None) -> Tensor:
+    return weight * masks[name].to(weight.device) if masks and name in masks else weight

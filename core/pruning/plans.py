@@ -80,7 +80,7 @@ def site_rates(config: DCAEConfig, spec: PruneSpec) -> dict[str, float]:
     A stage may be counted from the deepest, which is -1. Raises CoreError for a name in `spec.site_rates` that is no site, stage
     or kind, or that the spec leaves out.
     """
-    names = {name: _names(config, name) for name in sites(config)}
+    names = {name: names_of(config, name) for name in sites(config)}
     unknown = sorted(set(spec.site_rates).difference(*names.values()))
     if unknown:
         first = next(iter(names))
@@ -113,7 +113,7 @@ def site_rates(config: DCAEConfig, spec: PruneSpec) -> dict[str, float]:
     return rates
 
 
-def _names(config: DCAEConfig, name: str) -> tuple[str, ...]:
+def names_of(config: DCAEConfig, name: str) -> tuple[str, ...]:
     """What a site answers to, the most particular first: site and stage, each counted from the finest and from the deepest, kind."""
     site = sites(config)[name]
     stage, rest = f"{site.coder}.stages.{site.stage}", name.removeprefix(f"{site.coder}.stages.{site.stage}")

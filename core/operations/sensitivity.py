@@ -1,0 +1,130 @@
+"""Sensitivity: what pruning one site (or stage) alone costs in quality, cell by cell; a cell that is done is never done again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from core.errors import CoreError
+from core.operations.context import Context, Outcome
+from core.operations.images import open_parts
+from core.operations.models import Loaded, load
+from core.operations.prune import calibration_images, scores_of
+from core.pruning.calibration import CalibrationImages, statistics
+from core.pruning.compensation import compensate, fold_alone
+from core.pruning.plans import kept_count, site_rates
+from core.pruning.surgery import cut
+from core.solver.sensitivity import METRICS, Cell, SensitivityTable
+from core.specs import PruneSpec, SensitivitySpec
+from dcaecore import DCAE, PinnedImages, evaluate_images, pin, sites
+
+CELLS_NAME = "cells.jsonl"
+
+
+def run(spec: SensitivitySpec, context: Context) -> Outcome:
+    """Internal sites are fitted each from the statistics of the whole model; streams, where asked for, by a fit of all sites."""
+    if context.job.parent_model_id is None:
+        raise CoreError("Sensitivity needs a model.", code="no_parent")
+    parent = load(context.store, context.job.parent_model_id, context.device)
+    model, layout = parent.model, parent.model.layout
+    model.config.check_image_size(spec.image_size, spec.image_size)
+    how = spec.prune.model_copy(update={"rate": max(0.1, spec.rates[0])})
+    names = list(site_rates(model.config, how))
+    knobs = knobs_of(model, names, spec.granularity)
+    (part,) = open_parts(spec.data, spec.image_size, context, "validation")
+    pinned = pin(part.cache, part.rows, spec.num_images, skip_broken=spec.data.skip_broken)
+    images = calibration_images(how, context, parent)[0] if how.needs_calibration else None
+    scores = scores_of(how, context, parent, names, images)
+    internal = [name for name in names if sites(model.config)[name].kind != "stream"]
+    fitted = images is not None and how.method == "structured" and how.compensate
+    grams = {name: found.gram for name, found in statistics(model, images, internal).items()} if images and fitted else {}
+    whole = _figures(model, pinned, spec, context.device)
+    context.log("info", "Whole: " + ", ".join(f"{name} {value:.2f}" for name, value in whole.items()))
+    known = {(cell.knob, cell.rate): cell for cell in _read(context.folder / CELLS_NAME)}
+    if known:
+        context.log("info", f"{len(known)} cells of an earlier attempt are kept.")
+    cells: list[Cell] = []
+    total = len(knobs) * len(spec.rates)
+    with (context.folder / CELLS_NAME).open("a") as file:
+        for knob, places in knobs.items():
+            for rate in spec.rates:
+                context.check()
+                context.progress(0.1 + 0.9 * len(cells) / total, f"{knob} at {rate:g} ({len(cells)} of {total})")
+                cell = known.get((knob, rate))
+                if cell is None:
+                    keep = _keep(model, scores, places, rate)
+                    state = _pruned_state(parent, keep, grams, images if fitted else None, how)
+                    result = cut(state, model.config, layout, keep, exact_norms=how.stream_norms == "exact")
+                    candidate = DCAE(model.config, result.layout).to(context.device).eval()
+                    candidate.load_state_dict(result.state)
+                    units = sum(layout.width(sites(model.config)[name]) for name in places)
+                    share = 1 - sum(len(kept) for kept in keep.values()) / units
+                    cell = Cell(knob, rate, share, _figures(candidate, pinned, spec, context.device))
+                    file.write(json.dumps([knob, rate, share, dict(cell.figures)]) + "\n")
+                    file.flush()
+                cells.append(cell)
+    protocol = {
+        "images_sha256": pinned.digest,
+        "num_images": len(pinned),
+        "image_size": spec.image_size,
+        "source": f"{spec.data.kind}:{spec.data.location}",
+        "split": "validation",
+    }
+    table = SensitivityTable(parent.row.id, layout.digest(), protocol, knobs, whole, tuple(cells))
+    digest = context.store.blobs.put_bytes(json.dumps(table.to_json(), sort_keys=True).encode())
+    return Outcome(result={"table_digest": digest, "cells": len(cells), "whole": whole})
+
+
+def knobs_of(model: DCAE, names: list[str], granularity: str) -> dict[str, tuple[str, ...]]:
+    """What is pruned at once: each site, or the sites of one kind of a stage."""
+    if granularity == "site":
+        return {name: (name,) for name in names}
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        site = sites(model.config)[name]
+        knob = f"{site.coder}.stages.{site.stage}.{site.kind}"
+        found[knob] = (*found.get(knob, ()), name)
+    return found
+
+
+def _keep(model: DCAE, scores: dict[str, np.ndarray], names: tuple[str, ...], rate: float) -> dict[str, tuple[int, ...]]:
+    """The best units of each site, by the rounding rule."""
+    keep = {}
+    for name in names:
+        count = kept_count(model.layout.width(sites(model.config)[name]), rate)
+        keep[name] = tuple(int(unit) for unit in np.sort(np.argsort(-scores[name], kind="stable")[:count]))
+    return keep
+
+
+def _pruned_state(
+    parent: Loaded,
+    keep: dict[str, tuple[int, ...]],
+    grams: dict[str, np.ndarray],
+    images: CalibrationImages | None,
+    how: PruneSpec,
+) -> dict:
+    """Weights of the dense shape with the fit folded in; as they are where nothing is fitted."""
+    model = parent.model
+    if images is None:
+        return model.state_dict()
+    if all(name in grams for name in keep):
+        return fold_alone(model, keep, grams, parent.masks)
+    return compensate(model, keep, images, masks=parent.masks, exact_norms=how.stream_norms == "exact")
+
+
+def _figures(model: DCAE, pinned: PinnedImages, spec: SensitivitySpec, device: str) -> dict[str, float]:
+    means = evaluate_images(model, pinned, batch_size=spec.batch_size, device=device).means
+    return {name: means[name] for name in METRICS if name in means}
+
+
+def _read(path: Path) -> Iterator[Cell]:
+    """The cells that an earlier attempt finished; a line that a kill cut off is none."""
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            knob, rate, share, figures = json.loads(line)
+        except ValueError:
+            continue
+        yield Cell(knob, rate, share, figures)

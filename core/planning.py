@@ -1,0 +1,108 @@
+"""Targets instead of rates: sensitivity and latency tables of the store, and the pruning that they lead to. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import store.jobs as jobs
+from core.errors import CoreError
+from core.settings import Settings
+from core.solver.latency import LatencyTable
+from core.solver.search import CostName, Solution, solve
+from core.solver.sensitivity import SensitivityTable
+from core.specs import PruneSpec, SensitivitySpec
+from dcaecore.config import DCAEConfig
+from dcaecore.layout import Layout, sites
+from store import JobRow, Store, get_model
+
+LOOK_BACK = 500
+"""Jobs that are searched for a table."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A pruning that reaches a target, with what is predicted of it before any retraining."""
+
+    spec: PruneSpec
+    solution: Solution
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        found = self.solution
+        return {"spec": self.spec.model_dump(mode="json"), "before": dict(found.before), "predicted": dict(found.after)}
+
+
+class Planning:
+    """The part of `ModelManager` that knows what was measured for planning."""
+
+    store: Store
+    settings: Settings
+
+    def sensitivity_job(self, ref: str) -> JobRow | None:
+        """The newest finished sensitivity measurement of a model."""
+        model = get_model(self.store, ref).id
+        return next((job for job in self._done("sensitivity") if job.parent_model_id == model), None)
+
+    def sensitivity(self, ref: str) -> SensitivityTable | None:
+        """What it measured; None where a model was never measured."""
+        job = self.sensitivity_job(ref)
+        return None if job is None else SensitivityTable.from_json(self._table(job))
+
+    def latency(self, ref: str, device: str | None = None) -> LatencyTable | None:
+        """The newest latency profile of a model's architecture (on a device); None where there is none."""
+        config = get_model(self.store, ref).config
+        for job in self._done("profile"):
+            assert job.parent_model_id is not None
+            if (device is None or job.device == device) and get_model(
+                self.store, job.parent_model_id, deleted=True
+            ).config == config:
+                return LatencyTable.from_json(self._table(job))
+        return None
+
+    def propose(
+        self,
+        ref: str,
+        *,
+        cost: CostName = "decode_ms",
+        at_most: float | None = None,
+        loss_db: float | None = None,
+        locked: Sequence[str] = (),
+        device: str | None = None,
+    ) -> Proposal:
+        """The pruning with the least predicted loss of which `cost` is at most `at_most`, or the cheapest that loses `loss_db`.
+
+        Units are chosen and fitted as in the sensitivity measurement. Raises CoreError where something must be measured first, or
+        where the target cannot be reached (the message says how near it comes).
+        """
+        row, job, table = get_model(self.store, ref), self.sensitivity_job(ref), self.sensitivity(ref)
+        if job is None or table is None:
+            raise CoreError(f"The sensitivity of {row.name} was never measured.", code="no_sensitivity", next="Measure it first.")
+        latency = self.latency(ref, device)
+        measured = SensitivitySpec.model_validate(job.spec)
+        size = measured.image_size if latency is None else int(latency.protocol["image_size"])
+        config, layout = DCAEConfig.from_json(row.config), Layout.from_json(row.layout)
+        found = solve(
+            config, layout, table, cost=cost, at_most=at_most, loss_db=loss_db, latency=latency, locked=locked, image_size=size
+        )
+        return Proposal(_spec(config, layout, found, measured.prune), found)
+
+    def _done(self, operation: str) -> list[JobRow]:
+        return [job for job in jobs.list_jobs(self.store, ("done",), LOOK_BACK) if job.operation == operation]
+
+    def _table(self, job: JobRow) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = json.loads(self.store.blobs.read(job.result["table_digest"]))
+        return found
+
+
+def _spec(config: DCAEConfig, layout: Layout, found: Solution, how: PruneSpec) -> PruneSpec:
+    """The measured way of choosing units, with a rate for each site; `rate` is the share of all units that goes."""
+    known = sites(config)
+    open_sites = {name for name, site in known.items() if site.kind in how.kinds and how.part in ("both", site.coder)}
+    before = sum(layout.width(known[name]) for name in open_sites)
+    after = sum(found.layout.width(known[name]) for name in open_sites)
+    share = min(0.9, max(0.1, round(1 - after / before, 3)))
+    rates = {name: rate for name, rate in found.rates.items() if name in open_sites}
+    return how.model_copy(update={"rate": share, "site_rates": rates})

@@ -1,0 +1,97 @@
+"""What the sensitivity job measured: quality against the rate of each site (or stage), everything else whole.
+
+Losses of several sites are taken to add up in mean squared error, which they do as long as each is small: what is left of the
+other sites then hardly changes what one of them is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from core.errors import CoreError
+
+TABLE_VERSION = 1
+METRICS = ("psnr_db", "foreground_psnr_db")
+
+
+def squared_error(psnr_db: float) -> float:
+    """Mean squared error that a PSNR stands for, in units of the peak squared."""
+    return float(10.0 ** (-psnr_db / 10.0))
+
+
+def decibels(error: float) -> float:
+    """PSNR of a mean squared error in units of the peak squared."""
+    return float(-10.0 * np.log10(error))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One pruning of one knob: the share of its units that went, and the figures of what was left."""
+
+    knob: str
+    rate: float
+    """As asked."""
+    share: float
+    """As removed, by the rounding rule."""
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SensitivityTable:
+    """Cells of one model on one set of images. A knob is a site, or a stage with all its chosen sites."""
+
+    model: str
+    layout_digest: str
+    protocol: Mapping[str, Any]
+    knobs: Mapping[str, tuple[str, ...]]
+    """Knob -> its sites."""
+    whole: Mapping[str, float]
+    """Figures of the model as it is."""
+    cells: tuple[Cell, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them back."""
+        return {
+            "version": TABLE_VERSION,
+            "model": self.model,
+            "layout_digest": self.layout_digest,
+            "protocol": dict(self.protocol),
+            "knobs": {name: list(sites) for name, sites in self.knobs.items()},
+            "whole": dict(self.whole),
+            "cells": [{"knob": c.knob, "rate": c.rate, "share": c.share, "figures": dict(c.figures)} for c in self.cells],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SensitivityTable:
+        """Reads `to_json`'s values; raises CoreError for another version."""
+        if data.get("version") != TABLE_VERSION:
+            raise CoreError("This sensitivity table was made by another version.", code="table_version", next="Measure again.")
+        cells = tuple(Cell(c["knob"], c["rate"], c["share"], c["figures"]) for c in data["cells"])
+        knobs = {name: tuple(sites) for name, sites in data["knobs"].items()}
+        return cls(data["model"], data["layout_digest"], data["protocol"], knobs, data["whole"], cells)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The figures that were measured everywhere."""
+        return tuple(m for m in METRICS if m in self.whole and all(m in cell.figures for cell in self.cells))
+
+    def largest_share(self, knob: str) -> float:
+        """Beyond which nothing was measured."""
+        return max(cell.share for cell in self.cells if cell.knob == knob)
+
+    def added_error(self, knob: str, metric: str, shares: Iterable[float]) -> np.ndarray:
+        """Mean squared error that removing these shares adds, `(shares,)`: monotone, zero at zero, held beyond the last one."""
+        from scipy.interpolate import PchipInterpolator  # half a second, which a page need not wait for
+
+        found = {cell.share: squared_error(cell.figures[metric]) for cell in self.cells if cell.knob == knob}
+        start = squared_error(self.whole[metric])
+        x = np.array([0.0, *sorted(share for share in found if share > 0)])
+        y = np.array([0.0, *(max(0.0, found[share] - start) for share in x[1:])])
+        wanted = np.clip(np.array(list(shares), dtype=np.float64), 0.0, x[-1])
+        if len(x) == 1:
+            return np.zeros(len(wanted))
+        return np.asarray(PchipInterpolator(x, np.maximum.accumulate(y))(wanted), dtype=np.float64)
