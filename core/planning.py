@@ -11,7 +11,7 @@ import store.jobs as jobs
 from core.errors import CoreError
 from core.settings import Settings
 from core.solver.latency import LatencyTable
-from core.solver.search import CostName, Solution, solve
+from core.solver.search import CostName, Solution, reach, solve
 from core.solver.sensitivity import SensitivityTable
 from core.specs import PruneSpec, SensitivitySpec
 from dcaecore.config import DCAEConfig
@@ -28,11 +28,33 @@ class Proposal:
 
     spec: PruneSpec
     solution: Solution
+    latency: LatencyTable | None
+    """What the milliseconds are predicted by."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        found = self.solution
-        return {"spec": self.spec.model_dump(mode="json"), "before": dict(found.before), "predicted": dict(found.after)}
+        found, table = self.solution, self.latency
+        timed = None if table is None else {**table.protocol, "errors": {coder: table.error(coder) for coder in table.coders}}
+        return {
+            "spec": self.spec.model_dump(mode="json"),
+            "before": dict(found.before),
+            "predicted": dict(found.after),
+            "latency": timed,
+        }
+
+    def latency_text(self) -> str:
+        """How the milliseconds were measured and how far such predictions were off."""
+        if self.latency is None:
+            return "No latency profile: milliseconds are not predicted."
+        p = self.latency.protocol
+        errors = ", ".join(
+            f"{coder} {error:.1%}" for coder in self.latency.coders if (error := self.latency.error(coder)) is not None
+        )
+        number = len(self.latency.checks) // max(1, len(self.latency.coders))
+        return (
+            f"Milliseconds: {p['device_name']} ({p['device']}, {p['threads']} threads), {p['dtype']}, {p['image_size']} px, "
+            f"batch {p['batch_size']}; mean error over {number} other plans: {errors}."
+        )
 
 
 class Planning:
@@ -62,6 +84,26 @@ class Planning:
                 return LatencyTable.from_json(self._table(job))
         return None
 
+    def reach(self, ref: str, cost: CostName, *, device: str | None = None) -> tuple[float, float]:
+        """The least that a cost can become with every measured rate at its highest, and what it is now."""
+        config, layout, table, _ = self._measured(ref)
+        latency = self.latency(ref, device)
+        return reach(config, layout, table, cost=cost, latency=latency, image_size=self._size(config, ref, latency))
+
+    def _measured(self, ref: str) -> tuple[DCAEConfig, Layout, SensitivityTable, PruneSpec]:
+        """A model's shape, its sensitivity, and how that was measured; raises CoreError where it never was."""
+        row, job, table = get_model(self.store, ref), self.sensitivity_job(ref), self.sensitivity(ref)
+        if job is None or table is None:
+            raise CoreError(f"The sensitivity of {row.name} was never measured.", code="no_sensitivity", next="Measure it first.")
+        how = SensitivitySpec.model_validate(job.spec).prune
+        return DCAEConfig.from_json(row.config), Layout.from_json(row.layout), table, how
+
+    def _size(self, config: DCAEConfig, ref: str, latency: LatencyTable | None) -> int:
+        """Side of the images that MACs are counted for: the profile's, else the sensitivity's."""
+        job = self.sensitivity_job(ref)
+        measured = int(latency.protocol["image_size"]) if latency is not None else int(job.spec["image_size"]) if job else 128
+        return max(measured, config.spatial_compression)
+
     def propose(
         self,
         ref: str,
@@ -77,17 +119,13 @@ class Planning:
         Units are chosen and fitted as in the sensitivity measurement. Raises CoreError where something must be measured first, or
         where the target cannot be reached (the message says how near it comes).
         """
-        row, job, table = get_model(self.store, ref), self.sensitivity_job(ref), self.sensitivity(ref)
-        if job is None or table is None:
-            raise CoreError(f"The sensitivity of {row.name} was never measured.", code="no_sensitivity", next="Measure it first.")
+        config, layout, table, how = self._measured(ref)
         latency = self.latency(ref, device)
-        measured = SensitivitySpec.model_validate(job.spec)
-        size = measured.image_size if latency is None else int(latency.protocol["image_size"])
-        config, layout = DCAEConfig.from_json(row.config), Layout.from_json(row.layout)
         found = solve(
-            config, layout, table, cost=cost, at_most=at_most, loss_db=loss_db, latency=latency, locked=locked, image_size=size
-        )
-        return Proposal(_spec(config, layout, found, measured.prune), found)
+            config, layout, table, cost=cost, at_most=at_most, loss_db=loss_db, latency=latency, locked=locked,
+            image_size=self._size(config, ref, latency),
+        )  # fmt: skip
+        return Proposal(_spec(config, layout, found, how), found, latency)
 
     def _done(self, operation: str) -> list[JobRow]:
         return [job for job in jobs.list_jobs(self.store, ("done",), LOOK_BACK) if job.operation == operation]

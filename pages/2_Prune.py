@@ -10,6 +10,7 @@ from core.specs import METHOD_TITLES, UNSTRUCTURED_METHODS, PruneSpec  # noqa: E
 from pages.ui.chain import finished, start_chain, watch_chain  # noqa: E402
 from pages.ui.figures import headline, pictures, validate_and_save  # noqa: E402
 from pages.ui.forms import spec_form  # noqa: E402
+from pages.ui.planning import target_panel  # noqa: E402
 
 st.title("Prune")
 chain = [ref for ref in st.query_params.get("chain", "").split(",") if ref]
@@ -18,6 +19,9 @@ if chain:
     if made is not None:
         origin = st.query_params.get("from", made)
         st.switch_page("pages/4_Compare.py", query_params={"models": f"{origin},{made}"})
+    if all(manager.job(ref).state == "done" for ref in chain):  # what was measured stands below
+        del st.query_params["chain"]
+        st.rerun()
     watch_chain(manager, chain)
     st.divider()
 left, right = st.columns(2, gap="large")
@@ -61,3 +65,5 @@ with right:
                 jobs.append(manager.evaluate_model({"job": jobs[0].id}, last))
             start_chain([job.id for job in jobs], row.id)
             st.rerun()
+with st.expander("A target instead of rates", icon=":material/target:", expanded=manager.sensitivity_job(row.id) is not None):
+    target_panel(manager, row, values, last)

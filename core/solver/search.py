@@ -72,8 +72,6 @@ def solve(
     """
     if (at_most is None) == (loss_db is None):
         raise CoreError("Give either the most that it may cost or the most that it may lose.", code="target")
-    if layout.digest() != table.layout_digest:
-        raise CoreError("The sensitivity was measured on another model.", code="table_layout", next="Measure it on this one.")
     search = _Search(config, layout, table, cost, latency, image_size)
     before = search.figures({})
     open_knobs = search.unlocked(locked)
@@ -112,6 +110,20 @@ def solve(
     return Solution(rates, search.layout(chosen), before, search.figures(chosen))
 
 
+def reach(
+    config: DCAEConfig,
+    layout: Layout,
+    table: SensitivityTable,
+    *,
+    cost: CostName,
+    latency: LatencyTable | None = None,
+    image_size: int = 128,
+) -> tuple[float, float]:
+    """The cost with every measured rate at its highest, and the cost now; raises CoreError as `solve` does."""
+    search = _Search(config, layout, table, cost, latency, image_size)
+    return search.cost({knob: len(levels) - 1 for knob, levels in search.levels.items()}), search.cost({})
+
+
 class _Search:
     """The knobs of one model with their levels, and what any choice of levels costs."""
 
@@ -119,7 +131,9 @@ class _Search:
         self, config: DCAEConfig, layout: Layout, table: SensitivityTable, cost: CostName, latency: LatencyTable | None, size: int
     ) -> None:
         self.config, self.base, self.table, self.name, self.latency = config, layout, table, cost, latency
-        self.size = max(size, config.spatial_compression)
+        self.size = size
+        if layout.digest() != table.layout_digest:
+            raise CoreError("The sensitivity was measured on another model.", code="table_layout", next="Measure it on this one.")
         if cost in CODERS and latency is None:
             raise CoreError("A latency target needs this model's latency profile.", code="no_profile", next="Profile the model.")
         known = sites(config)

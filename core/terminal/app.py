@@ -13,6 +13,7 @@ from core.errors import CoreError, as_error
 from core.jobs.worker import serve
 from core.model_manager import ModelManager
 from core.settings import Settings, read_settings
+from core.solver.search import COSTS
 from core.specs import SPECS
 from core.terminal import demo as demo_job
 from core.terminal import output
@@ -112,12 +113,30 @@ def benchmark(models: list[str], spec: Path | None = None, **options: Any) -> No
         output.show_comparison(manager.compare(rows))
 
 
+def sensitivity(model: str = "current", spec: Path | None = None, **options: Any) -> None:
+    """Measure what pruning each site alone costs in quality; what `solve` goes by."""
+    manager = state.manager()
+    row = manager.get_model(model)
+    _finish(manager, manager.measure_sensitivity(row.id, spec_values(SPECS["sensitivity"], options, spec)))
+    table = None if state.json or state.detach else manager.sensitivity(row.id)
+    if table is not None:
+        output.show_sensitivity(table)
+
+
+def profile(model: str = "current", spec: Path | None = None, **options: Any) -> None:
+    """Measure each block's latency over a grid of widths on this device; what `solve --cost decode_ms` goes by."""
+    manager = state.manager()
+    _finish(manager, manager.profile_latency(manager.get_model(model).id, spec_values(SPECS["profile"], options, spec)))
+
+
 for _verb, _function, _skip in (
     ("import", import_model, ("source",)),
     ("prune", prune, ()),
     ("retrain", retrain, ()),
     ("evaluate", evaluate, ()),
     ("benchmark", benchmark, ("models",)),
+    ("sensitivity", sensitivity, ()),
+    ("profile", profile, ()),
 ):
     _first = {"import": "source", "benchmark": "models"}.get(_verb, "model")
     _made = with_options(_function, SPECS[_verb], _skip)
@@ -129,6 +148,29 @@ for _verb, _function, _skip in (
     )
     _made.__annotations__[_first] = _replaced.annotation
     app.command(_verb)(_made)
+
+
+@app.command()
+def solve(
+    model: Annotated[str, typer.Argument(help="Id, name or alias.")] = "current",
+    cost: Annotated[str, typer.Option(help=f"What counts: {', '.join(COSTS)}.")] = "decode_ms",
+    at_most: Annotated[float | None, typer.Option(help="The most that it may be, in its unit (ms, numbers, bytes).")] = None,
+    loss_db: Annotated[float | None, typer.Option(help="Instead: the most that may be lost in one shot, in dB.")] = None,
+    lock: Annotated[list[str] | None, typer.Option(help="A site, stage or kind that stays whole; may be given again.")] = None,
+    run: Annotated[bool, typer.Option("--run", help="Prune so at once.")] = False,
+) -> None:
+    """Find the pruning that reaches a target at the least predicted loss, and say what it will bring."""
+    if cost not in COSTS:
+        raise CoreError(f"There is no cost {cost!r}.", code="cost", given=cost, legal=COSTS)
+    manager = state.manager()
+    row = manager.get_model(model)
+    proposal = manager.propose(row.id, cost=cost, at_most=at_most, loss_db=loss_db, locked=lock or ())  # type: ignore[arg-type]
+    if not run:
+        output.emit(proposal.to_json()) if state.json else output.show_proposal(proposal)
+        return
+    if not state.json:
+        output.show_proposal(proposal)
+    _finish(manager, manager.prune_model(row.id, proposal.spec))
 
 
 @app.command("compare")

@@ -15,6 +15,8 @@ import store.jobs as jobs
 from core.compare import METRICS, Comparison
 from core.errors import CoreError
 from core.model_manager import ModelManager
+from core.planning import Proposal
+from core.solver.sensitivity import SensitivityTable
 from store import JobRow
 
 JSON_VERSION = 1
@@ -97,6 +99,33 @@ def show_comparison(comparison: Comparison) -> None:
         )
     for note in comparison.notes:
         console.print(note, style="yellow")
+
+
+def show_sensitivity(table: SensitivityTable) -> None:
+    """Rows are knobs, columns rates, cells the decibels that pruning the knob alone loses."""
+    metric = table.metrics[0]
+    made = Table("", *(f"{rate:g}" for rate in sorted({cell.rate for cell in table.cells})), header_style="bold")
+    for knob in table.knobs:
+        cells = sorted((cell for cell in table.cells if cell.knob == knob), key=lambda cell: cell.rate)
+        made.add_row(knob, *(f"{cell.figures[metric] - table.whole[metric]:+.2f}" for cell in cells))
+    console.print(made)
+    console.print(f"{METRICS[metric].title} in dB against {table.whole[metric]:.2f} of the whole model.", highlight=False)
+
+
+def show_proposal(proposal: Proposal) -> None:
+    """What a solved pruning is predicted to bring, and the rates that do it."""
+    before, after = proposal.solution.before, proposal.solution.after
+    table = Table("", "now", "predicted", "change", header_style="bold")
+    for key, value in after.items():
+        metric = METRICS[key]
+        change = f"{value - before[key]:+.2f} dB" if key.endswith("_db") else f"{value / before[key] - 1:+.1%}"
+        table.add_row("Weights" if key == "weight_bytes" else metric.title, metric.text(before[key]), metric.text(value), change)
+    console.print(table)
+    rates = {name: rate for name, rate in proposal.spec.site_rates.items() if rate}
+    console.print(", ".join(f"{name} {rate:g}" for name, rate in rates.items()), highlight=False)
+    console.print(
+        f"Quality: in one shot, before any retraining, on validation images. {proposal.latency_text()}", highlight=False
+    )
 
 
 def lineage_lines(manager: ModelManager) -> list[tuple[int, Any]]:

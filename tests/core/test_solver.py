@@ -12,7 +12,7 @@ from hypothesis import strategies as hs
 from core.errors import CoreError
 from core.pruning.plans import kept_count
 from core.solver.latency import LatencyTable, fit, group_of
-from core.solver.search import _Search, solve
+from core.solver.search import _Search, reach, solve
 from core.solver.sensitivity import Cell, SensitivityTable, decibels, squared_error
 from dcaecore import VARIANTS, Layout, estimate, sites
 from dcaecore.cost import module_costs
@@ -120,9 +120,7 @@ def test_a_dead_knob_costs_nothing():
 @pytest.mark.parametrize("cost", ["parameters", "decode_macs", "encode_macs", "weight_bytes", "decode_ms", "encode_ms"])
 @pytest.mark.parametrize("share", [0.9, 0.7])
 def test_a_target_is_reached_and_predicted_exactly(cost, share):
-    before = _Search(TINY, Layout(), sensitivity(), cost, latency(), 128).cost({})
-    least = _Search(TINY, Layout(), sensitivity(), cost, latency(), 128)
-    floor = least.cost({knob: len(levels) - 1 for knob, levels in least.levels.items()})
+    floor, before = reach(TINY, Layout(), sensitivity(), cost=cost, latency=latency())
     target = floor + share * (before - floor)
     found = solve(TINY, Layout(), sensitivity(), cost=cost, at_most=target, latency=latency())
     assert found.after[cost] <= target < found.before[cost]

@@ -13,7 +13,22 @@ from typer.testing import CliRunner
 from core.terminal import app as terminal
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ["import", "prune", "retrain", "evaluate", "benchmark", "compare", "lineage", "jobs", "verify", "demo", "worker"]
+VERBS = [
+    "import",
+    "prune",
+    "retrain",
+    "evaluate",
+    "benchmark",
+    "compare",
+    "lineage",
+    "jobs",
+    "verify",
+    "demo",
+    "worker",
+    "sensitivity",
+    "profile",
+    "solve",
+]
 
 
 @pytest.fixture
@@ -54,6 +69,24 @@ def test_the_quick_demo_and_every_verb(call, tmp_path):
     assert {row["operation"] for row in rows} == {"import", "prune", "retrain", "evaluate", "benchmark"}
     assert call("jobs", rows[0]["id"])[1]["data"]["log"]
     assert call("verify") == (0, {"v": 1, "ok": True, "data": []})
+
+
+def test_a_target_from_the_terminal(call):
+    assert call("import", "tiny", "--random-seed", "0")[0] == 0
+    assert call("solve", "--cost", "parameters", "--loss-db", "1")[1]["error"]["code"] == "no_sensitivity"
+    how = '{"method": "structured", "score": "l2", "compensate": false, "part": "decoder"}'
+    size = ("--image-size", "32")
+    assert call("sensitivity", "--prune", how, "--granularity", "stage", "--rates", "[0.5]", "--num-images", "4", *size)[0] == 0
+    assert call("solve", "--at-most", "1")[1]["error"]["code"] == "no_profile"
+    brief = ("--rates", "[0.5]", "--repeats", "3", "--fit-models", "2", "--check-models", "2", "--part", "decoder")
+    assert call("profile", *brief, *size)[0] == 0
+    code, found = call("solve", "--cost", "parameters", "--loss-db", "3")
+    assert code == 0 and found["data"]["predicted"]["parameters"] < found["data"]["before"]["parameters"]
+    assert "decoder" in found["data"]["latency"]["errors"] and "decode_ms" in found["data"]["predicted"]
+    code, made = call("solve", "--cost", "parameters", "--loss-db", "3", "--run")
+    assert code == 0 and made["data"]["model"]["facts"]["parameters"] == found["data"]["predicted"]["parameters"]
+    assert call("solve", "--cost", "beauty", "--loss-db", "1")[1]["error"]["code"] == "cost"
+    assert call("solve", "--cost", "parameters", "--loss-db", "3", "--lock", "decoder")[1]["error"]["code"] == "unknown_site"
 
 
 def test_mistakes_exit_with_two_and_say_what_is_legal(call):

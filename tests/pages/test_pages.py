@@ -25,6 +25,7 @@ app.run()
 assert not app.exception, app.exception[0].stack_trace
 print("ERRORS", [box.value for box in app.error])
 print("TITLES", [title.value for title in app.title])
+print("BUTTONS", [button.label for button in app.button])
 print("TORCH", "torch" in sys.modules)
 """
 
@@ -63,3 +64,12 @@ def test_every_page_stands_on_its_own_and_loads_no_torch(settings, family):
 
 def test_a_link_to_an_unknown_model_says_so(settings, family):
     assert "No model" in drive(settings, "pages/1_Baseline.py", "model=m_ffffffffffff")
+
+
+def test_the_prune_page_offers_targets_once_the_model_is_measured(settings, manager):
+    tiny = manager.initialize_model("tiny", random_seed=0, name="tiny")
+    how = {"method": "structured", "score": "l2", "compensate": False, "kinds": ["mid"]}
+    job = manager.measure_sensitivity(tiny.id, {"prune": how, "rates": [0.5], "image_size": 32, "num_images": 4})
+    manager.wait(job.id, 60)
+    said = drive(settings, "pages/2_Prune.py", f"model={tiny.id}", f"chain={job.id}")
+    assert "ERRORS []" in said and "TORCH False" in said and "Prune so, retrain and compare" in said

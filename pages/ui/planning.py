@@ -1,0 +1,124 @@
+"""A target instead of rates: the sensitivity heat map, the latency profile, and the pruning that the solver proposes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from core.compare import METRICS
+from core.model_manager import ModelManager
+from core.planning import Proposal
+from core.solver.search import CODERS
+from core.solver.sensitivity import SensitivityTable
+from pages.ui.boot import guarded
+from pages.ui.chain import start_chain
+from store import ModelRow
+
+TARGETS = {
+    "decode_ms": ("Decode at most", "ms", 1.0),
+    "encode_ms": ("Encode at most", "ms", 1.0),
+    "parameters": ("Parameters at most", "M", 1e6),
+    "decode_macs": ("Decode MACs at most", "G", 1e9),
+    "encode_macs": ("Encode MACs at most", "G", 1e9),
+    "weight_bytes": ("Weights at most", "MB", 1e6),
+}
+"""Cost -> label, unit, and what one of the unit is."""
+
+
+def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last: dict[str, Any]) -> None:
+    """Measure, look, ask for a target, see the prediction, run. `how` are the form's values; `last` where its images are from."""
+    table = manager.sensitivity(row.id)
+    st.caption(
+        "Measured once for a model: what pruning each site alone costs in quality, and how long each block takes at each width. "
+        "The solver then finds the rates that reach a target at the least loss."
+    )
+    first, second = st.columns(2)
+    if first.button("Measure sensitivity" if table is None else "Measure sensitivity again", icon=":material/monitoring:"):
+        with guarded():
+            images = {key: last[key] for key in ("data", "image_size") if key in last}
+            choice = {
+                key: value for key, value in how.items() if key not in ("rate", "threshold", "site_rates", "scope", "round_to")
+            }
+            choice["method"] = "structured"
+            job = manager.measure_sensitivity(row.id, {"prune": choice, **images})
+            start_chain([job.id], row.id)
+            st.rerun()
+    latency = manager.latency(row.id)
+    if second.button("Profile latency" if latency is None else "Profile latency again", icon=":material/timer:"):
+        with guarded():
+            streams = "stream" in how.get("kinds", ())
+            job = manager.profile_latency(row.id, {"image_size": last.get("image_size", 128), "streams": streams})
+            start_chain([job.id], row.id)
+            st.rerun()
+    if table is None:
+        return
+    st.plotly_chart(heat_map(table), key="sensitivity", config={"displayModeBar": False})
+    known = [name for name in TARGETS if name not in CODERS or latency is not None]
+    place = st.columns(3)
+    by_loss = (
+        place[0].radio("Target", ["cost", "loss"], format_func={"cost": "a cost", "loss": "a loss of quality"}.__getitem__)
+        == "loss"
+    )
+    cost = place[1].selectbox(
+        "Make as small as possible" if by_loss else "Cost", known, format_func=lambda name: METRICS[name].title, key="solve-cost"
+    )
+    label, unit, scale = TARGETS[cost]
+    with guarded():
+        if by_loss:
+            value = place[2].number_input("Lose at most (dB, in one shot)", 0.05, 30.0, 2.0, 0.25)
+            proposal = manager.propose(row.id, cost=cost, loss_db=value)
+        else:
+            least, now = (figure / scale for figure in manager.reach(row.id, cost))
+            value = place[2].number_input(
+                f"{label} ({unit})", 0.0, None, round((least + now) / 2, 3), max(0.001, round(now / 20, 3)), key=f"solve-{cost}",
+                help=f"Now {now:.3g}; with every measured rate at its highest {least:.3g}.",
+            )  # fmt: skip
+            proposal = manager.propose(row.id, cost=cost, at_most=value * scale)
+        show_proposal(proposal)
+        if st.button("Prune so, retrain and compare", icon=":material/play_arrow:", type="primary", key="solve-run"):
+            jobs = manager.compress(
+                row.id, "medium", data=last.get("data"), image_size=last.get("image_size"), prune=proposal.spec
+            )
+            start_chain([job.id for job in jobs], row.id)
+            st.rerun()
+
+
+def show_proposal(proposal: Proposal) -> None:
+    """Predicted figures as tiles, the rates in an expander."""
+    before, after = proposal.solution.before, proposal.solution.after
+    shown = [key for key in ("decode_ms", "parameters", "decode_macs", "psnr_db", "foreground_psnr_db") if key in after]
+    for place, key in zip(st.columns(len(shown)), shown, strict=True):
+        metric, is_db = METRICS[key], key.endswith("_db")
+        change = f"{after[key] - before[key]:+.2f} dB" if is_db else f"{after[key] / before[key] - 1:+.1%}"
+        place.metric(metric.title, metric.text(after[key]), change, delta_color="normal" if is_db else "inverse", border=True)
+    st.caption(f"Predicted; quality in one shot, before any retraining, on validation images. {proposal.latency_text()}")
+    with st.expander("Rates"):
+        st.dataframe(
+            [{"site": name, "rate": rate} for name, rate in proposal.spec.site_rates.items()], hide_index=True, width="stretch"
+        )
+
+
+def heat_map(table: SensitivityTable) -> go.Figure:
+    """Decibels lost by knob (rows) and rate (columns); the darker, the more it hurts."""
+    metric = table.metrics[-1]
+    rates = sorted({cell.rate for cell in table.cells})
+    found = {(cell.knob, cell.rate): table.whole[metric] - cell.figures[metric] for cell in table.cells}
+    values = [[found.get((knob, rate)) for rate in rates] for knob in table.knobs]
+    figure = go.Figure(
+        go.Heatmap(
+            z=values, x=[f"{rate:g}" for rate in rates], y=list(table.knobs), colorscale="Blues", zmin=0,
+            texttemplate="%{z:.2f}", hovertemplate="%{y} at %{x}: %{z:.2f} dB lost<extra></extra>",
+            colorbar={"title": "dB"},
+        )
+    )  # fmt: skip
+    figure.update_layout(
+        title=f"{METRICS[metric].title} lost by pruning one site alone ({table.whole[metric]:.2f} dB as it is)",
+        height=120 + 22 * len(table.knobs),
+        margin={"l": 10, "r": 10, "t": 40, "b": 30},
+        xaxis_title="share of units removed",
+        xaxis_type="category",
+        yaxis_autorange="reversed",
+    )
+    return figure
