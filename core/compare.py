@@ -48,6 +48,7 @@ METRICS: dict[str, Metric] = {
         Metric("ssim", "SSIM", "", True, decimals=4, source="scores"),
         Metric("accuracy", "Accuracy (within 8/255)", "%", True, scale=100, source="scores"),
         Metric("loss", "Loss (L1)", "", decimals=4, source="scores"),
+        Metric("latent_drift", "Latent drift", "%", scale=100, source="scores"),
         Metric("encode_ms", "Encode", "ms", source="cost"),
         Metric("decode_ms", "Decode", "ms", source="cost"),
         Metric("decode_images_per_s", "Decoded images a second", "", True, decimals=1, source="cost"),

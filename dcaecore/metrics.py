@@ -121,6 +121,26 @@ def evaluate_images(
     return ImageScores(per_image, means(per_image), output)
 
 
+@torch.inference_mode()
+def latent_drift(
+    encode: Callable[[Tensor], Tensor],
+    reference: Callable[[Tensor], Tensor],
+    pinned: PinnedImages,
+    *,
+    batch_size: int = 8,
+    device: str = "cpu",
+    autocast: torch.dtype | None = None,
+) -> np.ndarray:
+    """Distance of each image's latents from another encoder's over their own norm, `(N,)`: 0 is the same latent space."""
+    found = []
+    for start in range(0, len(pinned), batch_size):
+        x = pinned.tensor(start, start + batch_size).to(device)
+        with torch.autocast(torch.device(device).type, dtype=autocast, enabled=autocast is not None):
+            z, z0 = encode(x).float().flatten(1), reference(x).float().flatten(1)
+        found.append(((z - z0).norm(dim=1) / z0.norm(dim=1).clamp_min(1e-12)).cpu().numpy())
+    return np.concatenate(found)
+
+
 def median_scores(pinned: PinnedImages) -> dict[str, float]:
     """What the median frame alone would score: the floor that a model must be far above."""
     return {} if pinned.median is None else means(score_images(pinned.median, pinned))

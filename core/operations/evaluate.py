@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from core.errors import CoreError
 from core.operations.context import Context, Outcome
 from core.operations.images import open_parts
-from core.operations.models import load
+from core.operations.models import Loaded, load
 from core.operations.retrain import png
 from core.specs import EvaluateSpec
-from dcaecore import ReconstructionLoss, evaluate_images, median_scores, pin
-from store import NewImage, NewScores
+from dcaecore import PinnedImages, ReconstructionLoss, evaluate_images, latent_drift, median_scores, pin
+from store import NewImage, NewScores, baseline_of
 
 PROTOCOL_VERSION = 1
 
@@ -40,6 +41,9 @@ def run(spec: EvaluateSpec, context: Context) -> Outcome:
 
     scores = evaluate_images(reconstruct, pinned, batch_size=spec.batch_size, device=context.device, autocast=autocast, loss=loss)
     context.check()
+    drift = _drift(context, subject, pinned, spec, autocast)
+    per_image = {name: [float(v) for v in values] for name, values in {**scores.per_image, **drift}.items()}
+    means = {**scores.means, **{name: float(values.mean()) for name, values in drift.items()}}
     protocol = {
         "version": PROTOCOL_VERSION,
         "images_sha256": pinned.digest,
@@ -61,14 +65,32 @@ def run(spec: EvaluateSpec, context: Context) -> Outcome:
         "skipped_rows": list(pinned.skipped),
         "device": context.device,
     }
-    context.log("info", ", ".join(f"{name} {value:.4g}" for name, value in scores.means.items()))
+    context.log("info", ", ".join(f"{name} {value:.4g}" for name, value in means.items()))
     entry = NewScores(
         protocol=protocol,
         split=spec.split,
-        means=scores.means,
-        per_image={name: [float(v) for v in values] for name, values in scores.per_image.items()},
+        means=means,
+        per_image=per_image,
         row_ids=pinned.row_ids,
         images=pictures,
         model_id=subject.row.id,
     )
     return Outcome(scores=[entry], result=result)
+
+
+def _drift(
+    context: Context, subject: Loaded, pinned: PinnedImages, spec: EvaluateSpec, autocast: torch.dtype | None
+) -> dict[str, np.ndarray]:
+    """How far the latents have moved from the baseline's; nothing for the baseline itself, or where its weights are gone."""
+    baseline = baseline_of(context.store, subject.row.id)
+    if baseline.id == subject.row.id:
+        return {}
+    if baseline.deleted or baseline.blob_digest is None or not context.store.blobs.exists(baseline.blob_digest):
+        context.log("info", "No latent drift: the baseline's weights are not in the store any more.")
+        return {}
+    reference = load(context.store, baseline.id, context.device).model
+    return {
+        "latent_drift": latent_drift(
+            subject.model.encode, reference.encode, pinned, batch_size=spec.batch_size, device=context.device, autocast=autocast
+        )
+    }

@@ -13,7 +13,8 @@ from PIL import Image
 import store as st
 from core.errors import CoreError
 from core.operations.context import Context
-from dcaecore import VARIANTS, ConfigError
+from core.operations.models import load
+from dcaecore import VARIANTS, ConfigError, PinnedImages, latent_drift, to_uint8
 
 FIELDS = {"image_size": 32, "num_images": 20, "num_save_images": 3}
 
@@ -114,3 +115,29 @@ def test_batchnorm_models_are_measured_with_their_statistics(bench):
         figures.append(st.scores.scores(bench.store, row.id)["psnr_db"])
     assert figures[0] == pytest.approx(figures[1], abs=1e-3)
     assert torch.is_grad_enabled()
+
+
+def drift(bench, ref) -> tuple[float | None, list[float]]:
+    bench.run("evaluate", ref, **FIELDS)
+    found = st.scores.image_scores(bench.store, ref)
+    assert found is not None
+    return st.scores.scores(bench.store, ref).get("latent_drift"), found.values.get("latent_drift", [])
+
+
+def test_latents_drift_where_the_encoder_changed_and_only_there(bench):
+    base = bench.add(seed=21, name="drifting").id
+    assert drift(bench, base) == (None, [])
+    decoder = bench.run("prune", base, rate=0.5, part="decoder").model_id
+    assert drift(bench, decoder)[0] == 0.0
+    encoder = bench.run("prune", base, rate=0.5, part="encoder").model_id
+    mean, each = drift(bench, encoder)
+    assert mean > 0.01 and np.mean(each) == pytest.approx(mean) and len(each) == FIELDS["num_images"]
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        z, z0 = (load(bench.store, ref).model.encode(x) for ref in (encoder, base))
+    one = PinnedImages(to_uint8(x), np.ones((1, 32, 32), bool), None, "", None, ("a",), (), "")
+    models = [load(bench.store, ref).model for ref in (encoder, base)]
+    expected = float((z - z0).norm() / z0.norm())
+    assert latent_drift(models[0].encode, models[1].encode, one) == pytest.approx([expected], rel=0.02), "8 bits of x apart"
+    st.delete_model(bench.store, base, keep_descendants=True)
+    assert drift(bench, bench.run("prune", encoder, rate=0.2, part="encoder").model_id) == (None, []), "nothing to compare with"
