@@ -127,7 +127,7 @@ def two_four(state: Mapping[str, Tensor], *, part: str = "both") -> dict[str, Te
             continue
         _check_finite(name, state[name])
         size = state[name].detach().abs().movedim(1, -1)  # (O, kh, kw, I)
-        order = size.unflatten(-1, (-1, FOUR)).argsort(-1, descending=True, stable=True)
+        order = size.unflatten(-1, (-1, FOUR)).argsort(dim=-1, descending=True, stable=True)
         kept = torch.zeros(order.shape, dtype=torch.bool, device=order.device).scatter_(-1, order[..., :2], True)
         masks[name] = kept.flatten(-2).movedim(-1, 1).contiguous()
     return masks
