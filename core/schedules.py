@@ -86,7 +86,7 @@ def rounds_of(prune: PruneSpec, retrain: RetrainSpec, plan: ScheduleSpec) -> lis
             f"{min(asked):.3f}, and a pruning takes {LEAST_RATE} at least.",
             code="rounds",
             given=plan.rounds,
-            legal=f"2 to {max(able)} rounds, or one-shot" if able else "one-shot",
+            legal=f"{'2' if able == [2] else f'2 to {max(able)}'} rounds, or one-shot" if able else "one-shot",
             next="Ask for fewer rounds, a higher rate or another schedule.",
         )
     sites = {name: rates(plan.schedule, rate, plan.rounds, whole_units=whole) for name, rate in prune.site_rates.items()}

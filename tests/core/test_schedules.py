@@ -82,7 +82,7 @@ def test_units_are_masked_until_the_last_round_and_weights_by_shares():
         ({"rate": 0.3}, "linear", 4, "round 1 would prune 0.075", "2 to 3 rounds"),
         ({"rate": 0.5}, "iterative", 7, "round 1 would prune 0.094", "2 to 6 rounds"),
         ({"rate": 0.1}, "cubic", 2, "round 1 would prune 0.087", "one-shot"),
-        ({"rate": 0.5, "method": "global_magnitude"}, "cubic", 4, "round 4 would prune 0.015", "2 to 2 rounds"),
+        ({"rate": 0.5, "method": "global_magnitude"}, "cubic", 4, "round 4 would prune 0.015", "2 rounds"),
         ({"method": "two_four"}, "linear", 2, "2:4 has none", "one-shot"),
         ({"method": "global_magnitude", "rate": None, "threshold": 0.1}, "cubic", 2, "a threshold has none", "one-shot"),
         ({"apply": "mask"}, "linear", 2, "when units are masked", "cut"),
