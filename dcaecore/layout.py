@@ -161,17 +161,20 @@ class Layout:
         return Layout(self.kept, held)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` reads them back. `held` stands only where something is."""
+        """Plain JSON values; `from_json` reads them back. `held`, and version 2, stand only where something is."""
         parts = {"kept": self.kept, **({"held": self.held} if self.held else {})}
-        return {"version": 1, **{part: {name: list(units) for name, units in sorted(parts[part].items())} for part in parts}}
+        return {
+            "version": 2 if self.held else 1,
+            **{part: {name: list(units) for name, units in sorted(parts[part].items())} for part in parts},
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Layout:
         """Reads `to_json`'s values; raises ConfigError for another version."""
         if not data:
             return cls()
-        if data.get("version") != 1:
-            raise ConfigError("This layout was made by another version.", given=data.get("version"), legal=1)
+        if data.get("version") not in (1, 2):
+            raise ConfigError("This layout was made by another version.", given=data.get("version"), legal=(1, 2))
         try:
             parts = (data["kept"], data.get("held", {}))
             return cls(*({str(name): tuple(int(i) for i in units) for name, units in part.items()} for part in parts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from core.pruning.surgery import cut, unit_masks
 from core.specs import PruneSpec
 from dcaecore import VARIANTS, ConfigError, Layout, sites
 from dcaecore.checkpoint import build
+from dcaecore.distillation import Distillation, DistillWeights
 from tests.core.test_streams import ALL, keeps
 
 KINDS = ("mid", "hidden", "heads", "stream")
@@ -56,6 +58,22 @@ def test_a_masked_model_that_was_trained_computes_what_its_cut_does(name, data):
     streams = any(sites(config)[site].kind == "stream" for site in keep)
     assert float((found - expected).norm() / expected.norm()) < (1e-10 if streams else 1e-12)
     assert streams or layout == Layout()
+
+
+def test_a_student_is_not_asked_for_channels_that_are_held():
+    torch.manual_seed(0)
+    teacher = copy.deepcopy(ALL["tiny"])
+    config, keep = (
+        teacher.config,
+        {"decoder.stages.2.stream": tuple(range(4, 32)), "encoder.stages.3.stream": tuple(range(3, 16))},
+    )
+    state = apply_masks(teacher.state_dict(), unit_masks(teacher.state_dict(), config, Layout(), keep))
+    held, narrow = Layout().hold(config, keep), cut(state, config, Layout(), keep)
+    x = torch.rand(1, 3, 32, 32, dtype=torch.float64) * 2 - 1
+    terms = []
+    for student in (build(config, held, state), build(config, narrow.layout, narrow.state)):
+        terms.append(Distillation(teacher, student, DistillWeights(0.0, 0.0, 1.0))(x)[1].item())
+    assert terms[0] == pytest.approx(terms[1], rel=1e-5) and terms[0] > 0
 
 
 def test_held_units_are_part_of_a_layout_and_not_of_its_coordinates():
@@ -117,7 +135,7 @@ def test_masks_hold_through_retraining_and_the_same_rate_cuts_what_was_masked(be
     masked = load(bench.store, job.model_id)
     at_once = load(bench.store, bench.run("prune", parent.id, rate=0.4, **fields).model_id)
     assert masked.model.layout.kept == {} and bool(masked.model.layout.held) == ("stream" in fields.get("kinds", []))
-    assert masked.row.facts["parameters"] == parent.facts["parameters"] and masked.row.facts["sparsity"] > 0.05
+    assert masked.row.facts["parameters"] == parent.facts["parameters"] and masked.row.facts["sparsity"] > 0.03
     assert 0.3 < job.result["achieved_rate"] <= 0.4
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.no_grad():
