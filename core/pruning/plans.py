@@ -188,9 +188,11 @@ def predicted_layout(config: DCAEConfig, layout: Layout, spec: PruneSpec) -> Lay
 
     None where only the scores can tell: sites that are ranked together.
     """
-    if spec.method not in STRUCTURED_METHODS or spec.apply == "mask":
+    if spec.method not in STRUCTURED_METHODS:
         return layout
     rates = site_rates(config, spec)
+    if spec.apply == "mask":
+        return layout
     if spec.method == "structured" and spec.scope != "local":
         return None
     known, keep = sites(config), {}

@@ -103,7 +103,7 @@ def rank_zeros_last(scores: Scores, state: Mapping[str, Tensor], config: DCAECon
     found = {}
     for name, own in scores.items():
         weights = _sum_by_unit(sizes, config, layout, sites(config)[name], biases=True)
-        found[name] = np.where(weights > 0, np.maximum(own, LEAST_LIVE), 0.0)
+        found[name] = np.where(weights == 0, 0.0, np.maximum(own, LEAST_LIVE))
     return found
 
 

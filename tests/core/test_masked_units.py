@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from core.errors import CoreError
 from core.operations.models import load
 from core.pruning.masks import apply_masks, combine
 from core.pruning.plans import Plan, make_plan
@@ -112,6 +113,16 @@ def test_units_that_are_zero_go_first_whatever_the_score(score, scope):
         for name in names:
             removed = set(range(sites(config)[name].total)) - set(plan.keep[name])
             assert removed == gone[name] if rate == 0.25 else removed >= gone[name], name
+
+
+def test_damaged_weights_do_not_pass_for_zeros():
+    damaged = copy.deepcopy(ALL["tiny"])
+    name = "decoder.stages.1.blocks.0"
+    with torch.no_grad():
+        damaged.get_parameter(f"{name}.conv1.weight")[3] = torch.nan
+    scores = rank_zeros_last(score_units(damaged, "l1"), damaged.state_dict(), damaged.config, Layout())
+    with pytest.raises(CoreError, match=f"Scores of {name}.mid are not finite"):
+        make_plan(damaged.config, Layout(), scores, PruneSpec(kinds=("mid",)))
 
 
 @pytest.fixture(scope="module")

@@ -110,8 +110,11 @@ def test_a_prediction_is_what_the_pruning_makes(manager, tiny):
         assert predicted.parameters < tiny.facts["parameters"]
     unstructured = manager.predict_pruning(tiny.id, {"method": "global_magnitude"})
     assert unstructured.parameters == tiny.facts["parameters"]
-    with pytest.raises(CoreError, match="no site"):
-        manager.predict_pruning(tiny.id, {"site_rates": {"middle": 0.5}})
+    masked = manager.predict_pruning(tiny.id, {"apply": "mask"})
+    assert masked.parameters == tiny.facts["parameters"]
+    for how in ("cut", "mask"):
+        with pytest.raises(CoreError, match="no site"):
+            manager.predict_pruning(tiny.id, {"site_rates": {"middle": 0.5}, "apply": how})
 
 
 def test_each_verb_submits_its_operation_in_full(manager, tiny, worker):
