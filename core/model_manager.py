@@ -13,23 +13,26 @@ from typing import Any
 
 import store as st
 import store.jobs as jobs
+from core.checks import SpecLike, checked
 from core.compare import Comparison, compare
 from core.devices import default_device, devices
 from core.errors import CoreError
 from core.jobs.launch import ensure_worker
-from core.names import model_name
+from core.names import model_name, pruned_name
 from core.planning import Planning
 from core.presets import preset_on
 from core.pruning.plans import predicted_layout
+from core.schedules import Round, rounds_of
 from core.settings import Settings, read_settings
 from core.specs import (
-    SPECS,
     BenchmarkSpec,
     DataSpec,
     EvaluateSpec,
+    ImportSpec,
     ProfileSpec,
     PruneSpec,
     RetrainSpec,
+    ScheduleSpec,
     SensitivitySpec,
     Spec,
 )
@@ -41,7 +44,6 @@ from store import JobRow, ModelRow, Store
 
 Ref = str
 Parent = str | Mapping[str, str]
-SpecLike = Spec | Mapping[str, Any] | None
 
 BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
@@ -106,10 +108,8 @@ class ModelManager(Views, Planning):
         None where only the scores can tell: sites that are ranked together.
         """
         config, layout = self.shape(parent)
-        checked = _checked("prune", spec)
-        assert isinstance(checked, PruneSpec)
         size = max(image_size, config.spatial_compression)
-        predicted = predicted_layout(config, layout, checked)
+        predicted = predicted_layout(config, layout, checked(PruneSpec, spec))
         return None if predicted is None else estimate(config, predicted, image_size=size)
 
     def get_model_metrics(self, ref: Ref) -> dict[str, float | None]:
@@ -149,8 +149,7 @@ class ModelManager(Views, Planning):
 
     def import_model(self, source: str = "demo", *, name: str | None = None, **options: Any) -> JobRow:
         """Submits an import of `demo`, a zoo name, a hub id, a folder or a file."""
-        spec = _checked("import", {"source": source, **options})
-        return self._submit(spec, None, name=name or "import", interactive=True)
+        return self._submit(checked(ImportSpec, {"source": source, **options}), None, name=name or "import", interactive=True)
 
     def initialize_model(self, source: str = "demo", *, name: str | None = None, **options: Any) -> ModelRow:
         """Imports a model and waits for it (the first of a store becomes the current one)."""
@@ -160,67 +159,48 @@ class ModelManager(Views, Planning):
 
     def prune_model(self, parent: Parent, spec: SpecLike = None, *, device: str | None = None, name: str | None = None) -> JobRow:
         """Submits a pruning; the spec is checked against the parent first."""
-        checked = _checked("prune", spec)
-        assert isinstance(checked, PruneSpec)
-        if checked.needs_calibration:
-            self._check_size(parent, checked.calibration_size)
-        if isinstance(parent, str):
-            self.predict_pruning(parent, checked)
-        what = f"{checked.score}structured" if checked.method == "structured" else checked.method
-        return self._submit(checked, parent, device=device, name=name or model_name("dcae", what, checked.rate))
+        given = checked(PruneSpec, spec)
+        self._check_pruning(parent, given)
+        return self._submit(given, parent, device=device, name=name or pruned_name("dcae", given))
 
     def retrain_model(
         self, parent: Parent, spec: SpecLike = None, *, device: str | None = None, name: str | None = None
     ) -> JobRow:
         """Submits a retraining."""
-        checked = _checked("retrain", spec)
-        assert isinstance(checked, RetrainSpec)
-        self._check_size(parent, checked.image_size)
-        if checked.perceptual_weight > 0:
-            from dcaecore.losses import lpips_status  # imports torch: only where it is asked for
-
-            available, reason = lpips_status()
-            if not available:
-                raise CoreError(f"The perceptual loss is off: {reason}.", code="no_lpips", legal=0.0)
-        return self._submit(checked, parent, device=device, name=name or model_name("dcae", "retrained"))
+        given = checked(RetrainSpec, spec)
+        self._check_retraining(parent, given)
+        return self._submit(given, parent, device=device, name=name or model_name("dcae", "retrained"))
 
     def evaluate_model(self, model: Parent, spec: SpecLike = None, *, device: str | None = None) -> JobRow:
         """Submits an evaluation on pinned images."""
-        checked = _checked("evaluate", spec)
-        assert isinstance(checked, EvaluateSpec)
-        self._check_size(model, checked.image_size)
-        return self._submit(checked, model, device=device, name="evaluate")
+        given = checked(EvaluateSpec, spec)
+        self._check_size(model, given.image_size)
+        return self._submit(given, model, device=device, name="evaluate")
 
     def measure_sensitivity(self, model: Ref, spec: SpecLike = None, *, device: str | None = None) -> JobRow:
         """Submits a measurement of what pruning each site alone costs in quality."""
-        checked = _checked("sensitivity", spec)
-        assert isinstance(checked, SensitivitySpec)
-        row = self.get_model(model)
-        self._check_size(row.id, checked.image_size)
-        if checked.prune.needs_calibration:
-            self._check_size(row.id, checked.prune.calibration_size)
-        return self._submit(checked, row.id, device=device, name="sensitivity")
+        given, row = checked(SensitivitySpec, spec), self.get_model(model)
+        self._check_size(row.id, given.image_size)
+        self._check_pruning(row.id, given.prune)
+        return self._submit(given, row.id, device=device, name="sensitivity")
 
     def profile_latency(self, model: Ref, spec: SpecLike = None, *, device: str | None = None) -> JobRow:
         """Submits a measurement of each block's latency over a grid of widths."""
-        checked = _checked("profile", spec)
-        assert isinstance(checked, ProfileSpec)
-        row = self.get_model(model)
-        self._check_size(row.id, checked.image_size)
-        return self._submit(checked, row.id, device=device, name="profile")
+        given, row = checked(ProfileSpec, spec), self.get_model(model)
+        self._check_size(row.id, given.image_size)
+        return self._submit(given, row.id, device=device, name="profile")
 
     def benchmark_models(self, refs: Sequence[Ref] | Parent, spec: SpecLike = None, *, device: str | None = None) -> JobRow:
         """Submits one benchmark run over models, interleaved."""
         first: Parent
-        checked = _checked("benchmark", spec)
-        assert isinstance(checked, BenchmarkSpec)
+        given = checked(BenchmarkSpec, spec)
         if isinstance(refs, str | Mapping):
             first = refs
         else:
             first, *rest = [self.get_model(ref).id for ref in refs]
-            checked = checked.model_copy(update={"models": (*checked.models, *rest)})
-        self._check_size(first, checked.image_size)
-        return self._submit(checked, first, device=device, name="benchmark")
+            given = given.model_copy(update={"models": (*given.models, *rest)})
+        self._check_size(first, given.image_size)
+        return self._submit(given, first, device=device, name="benchmark")
 
     def compress(
         self,
@@ -240,17 +220,61 @@ class ModelManager(Views, Planning):
         `preset` is one of `core.specs.PRESETS`; `data` and `image_size` are those of each step; given specs stand as they are.
         Returns the jobs in order.
         """
-        row, chosen = self.get_model(parent), preset_on(preset, data, image_size)
-        scored = _checked("evaluate", chosen.evaluate if evaluate is None else evaluate)
+        chosen = preset_on(preset, data, image_size)
+        once = Round(
+            checked(PruneSpec, chosen.prune if prune is None else prune),
+            checked(RetrainSpec, chosen.retrain if retrain is None else retrain),
+        )
+        scored = checked(EvaluateSpec, chosen.evaluate if evaluate is None else evaluate)
+        timed = checked(BenchmarkSpec, chosen.benchmark if benchmark is None else benchmark)
+        return self._chain(parent, [once], scored, timed, device)
+
+    def prune_in_rounds(
+        self,
+        parent: Ref,
+        prune: SpecLike = None,
+        retrain: SpecLike = None,
+        *,
+        schedule: str = "cubic",
+        rounds: int | None = None,
+        evaluate: SpecLike = None,
+        benchmark: SpecLike = None,
+        device: str | None = None,
+    ) -> list[JobRow]:
+        """A pruning in rounds of prune and retrain, each step a model; then evaluate and benchmark, as `compress` does.
+
+        What the schedules do stands in `core.schedules`. `retrain` is the training of all rounds together; evaluation and benchmark
+        are on its images and size where they are not given. Returns the jobs in order; nothing is submitted if a round cannot be.
+        """
+        plan = checked(ScheduleSpec, {"schedule": schedule, **({} if rounds is None else {"rounds": rounds})})
+        trained = checked(RetrainSpec, retrain)
+        size = {"image_size": trained.image_size}
+        scored = checked(EvaluateSpec, {"data": trained.data, **size} if evaluate is None else evaluate)
+        timed = checked(BenchmarkSpec, size if benchmark is None else benchmark)
+        return self._chain(parent, rounds_of(checked(PruneSpec, prune), trained, plan), scored, timed, device)
+
+    def _chain(
+        self, parent: Ref, rounds: Sequence[Round], scored: EvaluateSpec, timed: BenchmarkSpec, device: str | None
+    ) -> list[JobRow]:
+        """Submits rounds of prune and retrain, an evaluation and a benchmark; everything is checked before the first job."""
+        row = self.get_model(parent)
+        for each in rounds:
+            self._check_pruning(row.id, each.prune)
+            self._check_retraining(row.id, each.retrain)
+        for size in (scored.image_size, timed.image_size):
+            self._check_size(row.id, size)
         chain: list[JobRow] = []
         for subject in dict.fromkeys((row.id, st.baseline_of(self.store, row.id).id)):
             if not self._evaluated(subject, scored):
                 chain.append(self.evaluate_model(subject, scored, device=device))
-        pruned = self.prune_model(row.id, chosen.prune if prune is None else prune, device=device)
-        trained = self.retrain_model({"job": pruned.id}, chosen.retrain if retrain is None else retrain, device=device)
-        judged = self.evaluate_model({"job": trained.id}, scored, device=device)
-        timed = self.benchmark_models({"job": trained.id}, chosen.benchmark if benchmark is None else benchmark, device=device)
-        return [*chain, pruned, trained, judged, timed]
+        last: Parent = row.id
+        for each in rounds:
+            chain.append(self.prune_model(last, each.prune, device=device, name=pruned_name("dcae", each.prune, each.label)))
+            name = model_name("dcae", f"retrained{each.label}")
+            chain.append(self.retrain_model({"job": chain[-1].id}, each.retrain, device=device, name=name))
+            last = {"job": chain[-1].id}
+        chain.append(self.evaluate_model(last, scored, device=device))
+        return [*chain, self.benchmark_models(last, timed, device=device)]
 
     def _evaluated(self, subject: str, spec: Spec) -> bool:
         """Whether a job has evaluated a model by these settings, or is about to."""
@@ -352,6 +376,21 @@ class ModelManager(Views, Planning):
     def _is_stuck(self, row: JobRow) -> bool:
         return any(jobs.get_job(self.store, need).state in ("failed", "cancelled") for need in row.depends_on)
 
+    def _check_pruning(self, parent: Parent, spec: PruneSpec) -> None:
+        if spec.needs_calibration:
+            self._check_size(parent, spec.calibration_size)
+        if isinstance(parent, str):
+            self.predict_pruning(parent, spec)
+
+    def _check_retraining(self, parent: Parent, spec: RetrainSpec) -> None:
+        self._check_size(parent, spec.image_size)
+        if spec.perceptual_weight > 0:
+            from dcaecore.losses import lpips_status  # imports torch: only where it is asked for
+
+            available, reason = lpips_status()
+            if not available:
+                raise CoreError(f"The perceptual loss is off: {reason}.", code="no_lpips", legal=0.0)
+
     def _check_size(self, model: Parent, image_size: int) -> None:
         if isinstance(model, str):
             self.shape(model)[0].check_image_size(image_size, image_size)
@@ -374,40 +413,3 @@ class ModelManager(Views, Planning):
         )
         ensure_worker(self.store, self.settings, target)
         return row
-
-
-def _checked(operation: str, spec: SpecLike) -> Spec:
-    """A spec of the operation from values; raises CoreError that names the field, the value and the legal range."""
-    from pydantic import ValidationError
-
-    if isinstance(spec, Spec):
-        if spec.operation != operation:
-            raise CoreError(f"This is a spec to {spec.operation}, not to {operation}.", given=spec.operation, legal=operation)
-        return spec
-    try:
-        return SPECS[operation].model_validate(dict(spec or {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or operation
-        message = first["msg"].removeprefix("Value error, ")
-        raise CoreError(
-            f"{where}: {message}", code="bad_spec", given=first.get("input"), legal=_legal(operation, first["loc"])
-        ) from error
-
-
-def _legal(operation: str, place: tuple[Any, ...]) -> Any:
-    """The bounds or choices of a field, from its schema."""
-    if not place:
-        return None
-    schema = SPECS[operation].model_json_schema()["properties"].get(str(place[0]))
-    if schema is None:
-        return sorted(SPECS[operation].model_fields)
-    parts = [schema, *schema.get("anyOf", [])]
-    for part in parts:
-        if "enum" in part:
-            return part["enum"]
-        low = part.get("minimum", part.get("exclusiveMinimum"))
-        high = part.get("maximum", part.get("exclusiveMaximum"))
-        if low is not None or high is not None:
-            return f"{low if low is not None else '-inf'} to {high if high is not None else 'inf'}"
-    return None

@@ -21,12 +21,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 SPEC_VERSION = 1
 
 DType = Literal["float32", "bfloat16"]
-PruneMethod = Literal["l1_unstructured", "global_magnitude", "l2_structured", "structured"]
+PruneMethod = Literal["l1_unstructured", "global_magnitude", "two_four", "l2_structured", "structured"]
 UnitScore = Literal["l2", "l1", "lamp", "fpgm", "random", "taylor", "wanda", "qr", "obs"]
 UNSTRUCTURED_METHODS: tuple[str, ...] = ("l1_unstructured", "global_magnitude")
 STRUCTURED_METHODS: tuple[str, ...] = ("l2_structured", "structured")
+RATED_METHODS = (*UNSTRUCTURED_METHODS, *STRUCTURED_METHODS)
+"""Methods that remove as much as is asked for; 2:4 always removes two of four."""
 CALIBRATED_SCORES: tuple[str, ...] = ("taylor", "wanda", "qr", "obs")
 """Scores that look at activations or gradients on calibration images."""
+
+LEAST_RATE, MOST_RATE = 0.1, 0.9
+MOST_ROUNDS = 20
 
 _LOOKS_AT_IMAGES = [
     {"method": ["structured"], "compensate": [True]},
@@ -38,6 +43,7 @@ METHOD_TITLES: dict[str, str] = {
     "structured": "Structured by any score, with what the removed units did folded into the kept ones",
     "l1_unstructured": "L1 unstructured (single weights, the same share of each layer)",
     "global_magnitude": "Global magnitude (single weights, one ranking over all layers)",
+    "two_four": "2:4 semi-structured (two of each four weights: what sparse tensor cores take)",
 }
 
 
@@ -142,9 +148,10 @@ class PruneSpec(Spec):
         0.5,
         "Share to remove: of the parent's non-zero weights (unstructured), or of each site's units (structured).",
         group="Method",
-        ge=0.1,
-        le=0.9,
+        ge=LEAST_RATE,
+        le=MOST_RATE,
         step=0.05,
+        when={"method": list(RATED_METHODS)},
     )
     threshold: float | None = _field(
         None,
@@ -153,6 +160,19 @@ class PruneSpec(Spec):
         gt=0.0,
         advanced=True,
         when={"method": list(UNSTRUCTURED_METHODS)},
+    )
+    skip_unfit: bool = _field(
+        False,
+        "Leave layers whole whose input channels do not divide by four (depthwise, RGB); else they are named and refused.",
+        group="Method",
+        when={"method": ["two_four"]},
+    )
+    apply: Literal["cut", "mask"] = _field(
+        "cut",
+        "Cut: units go. Mask: they are zeroed and held at zero by masks through retraining, shapes stay; a later pruning cuts them.",
+        group="Method",
+        advanced=True,
+        when={"method": list(STRUCTURED_METHODS)},
     )
     score: UnitScore = _field(
         "obs",
@@ -247,6 +267,10 @@ class PruneSpec(Spec):
     def _rate_or_threshold(self) -> PruneSpec:
         if self.stream_norms != "plain" and "stream" not in self.kinds:
             raise ValueError("stream_norms would have no effect: it applies where kinds has stream")
+        if self.apply == "mask" and "stream" in self.kinds and self.stream_norms == "plain":
+            raise ValueError(
+                "a masked residual stream needs stream_norms exact: with plain norms the later cut would change what the model computes"
+            )
         if self.threshold is None and self.rate is None:
             raise ValueError("give a rate (0.1 to 0.9) or, for the unstructured methods, a threshold")
         if self.threshold is not None and self.rate is not None:
@@ -450,7 +474,7 @@ class SensitivitySpec(Spec):
     def _structured(self) -> Self:
         if self.prune.method not in STRUCTURED_METHODS:
             raise ValueError(f"sensitivity is of structured pruning ({', '.join(STRUCTURED_METHODS)}), not {self.prune.method}")
-        for name in ("rate", "site_rates", "scope", "round_to"):
+        for name in ("rate", "site_rates", "scope", "round_to", "apply"):
             if getattr(self.prune, name) != PruneSpec.model_fields[name].default:
                 raise ValueError(f"prune.{name} would have no effect: the rates are those of `rates`")
         return self
@@ -486,6 +510,27 @@ class ProfileSpec(Spec):
         if not all(0.0 < rate <= 0.95 for rate in value):
             raise ValueError(f"rates lie over 0 and up to 0.95, not {value}")
         return tuple(sorted(set(value)))
+
+
+class ScheduleSpec(Spec):
+    """How a pruning is spread over rounds."""
+
+    operation: ClassVar[str] = "schedule"
+
+    schedule: Literal["cubic", "linear", "iterative", "one-shot"] = _field(
+        "cubic",
+        "Cubic: most early; linear: alike. Both hold units at zero by masks and cut them in the last round. Iterative: the same share "
+        "of what is left, cut in each round. One-shot: prune once, then retrain.",
+        group="In rounds",
+    )
+    rounds: int = _field(
+        4,
+        "Rounds, each a pruning and a part of the retraining; every one is a model.",
+        group="In rounds",
+        ge=2,
+        le=MOST_ROUNDS,
+        when={"schedule": ["cubic", "linear", "iterative"]},
+    )
 
 
 SPECS: dict[str, type[Spec]] = {

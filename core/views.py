@@ -66,6 +66,8 @@ class Views:
         standard = known().model_dump(mode="json") if known else {}
         told = []
         for key, value in spec.items():
+            if known is not None and key in known.model_fields and not known.applies(key, {**standard, **row.spec}):
+                continue
             default = standard.get(key)
             if isinstance(value, dict) and isinstance(default, dict) and default:
                 told += [f"{key}.{inner} {part}" for inner, part in value.items() if default.get(inner) != part]
@@ -155,6 +157,8 @@ def _histogram(path: str, bins: int) -> tuple[list[float], list[int], int]:
         names = [name for name in file.keys() if ":" not in name and name.endswith(".weight")]  # noqa: SIM118 - not a mapping
         values += [file.get_tensor(name).reshape(-1) for name in names if len(file.get_slice(name).get_shape()) >= 2]
         for name, (dtype, shape) in listed.items():
+            if not name.endswith(".weight") or len(shape) < 2:
+                continue  # masked biases and norms of whole units are no prunable weights
             kept = int(unpack_mask(file.get_tensor(f"mask:{name}"), shape).sum())
             values.append(unpack_values(file.get_tensor(f"values:{name}"), kept, np.dtype(dtype)))
             pruned += math.prod(shape) - kept

@@ -169,20 +169,24 @@ class EViTBlock(nn.Module):
 
 Channels = Sequence[int]
 """Original channels that are there, ascending."""
+NOWHERE = -1
+"""Stands for a channel that is never there: a gather takes zero for it."""
 
 
 class Average(nn.Module):
     """Mean over groups of adjacent channels: `(B, C, H, W)` to `(B, channels, H, W)`; C is a multiple of `channels`.
 
-    Where channels were cut (`kept_in` of C, `kept_out` of `channels`), a gather: what is missing counts as zero.
+    Where channels were cut (`kept_in` of C, `kept_out` of `channels`), a gather: what is missing counts as zero, and what is `held`
+    of the channels out is zero.
     """
 
     index: Tensor | None
 
-    def __init__(self, total_in: int, total_out: int, kept_in: Channels, kept_out: Channels) -> None:
+    def __init__(self, total_in: int, total_out: int, kept_in: Channels, kept_out: Channels, held: Channels = ()) -> None:
         super().__init__()
         self.group = total_in // total_out
-        wanted = [self.group * j + k for j in kept_out for k in range(self.group)]
+        at_zero = set(held)
+        wanted = [NOWHERE if j in at_zero else self.group * j + k for j in kept_out for k in range(self.group)]
         self.register_buffer("index", _gather_index(wanted, kept_in, total_in), persistent=False)
         self.channels_out = len(kept_out)
 
@@ -193,16 +197,17 @@ class Average(nn.Module):
 class Duplicate(nn.Module):
     """Each channel repeated in place: `(B, C, H, W)` to `(B, channels, H, W)`; `channels` is a multiple of C.
 
-    Where channels were cut, a gather: what is missing counts as zero.
+    Where channels were cut, a gather: what is missing counts as zero, and what is `held` of the channels out is zero.
     """
 
     index: Tensor | None
 
-    def __init__(self, total_in: int, total_out: int, kept_in: Channels, kept_out: Channels) -> None:
+    def __init__(self, total_in: int, total_out: int, kept_in: Channels, kept_out: Channels, held: Channels = ()) -> None:
         super().__init__()
         self.repeats = total_out // total_in
-        is_whole = len(kept_in) == total_in and len(kept_out) == total_out
-        wanted = [j // self.repeats for j in kept_out]
+        is_whole = len(kept_in) == total_in and len(kept_out) == total_out and not held
+        at_zero = set(held)
+        wanted = [NOWHERE if j in at_zero else j // self.repeats for j in kept_out]
         self.register_buffer("index", None if is_whole else _gather_index(wanted, kept_in, -1), persistent=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -232,11 +237,19 @@ def _fours(channels: Channels) -> list[int]:
 class Downsample(nn.Module):
     """Halves height and width: conv + pixel-unshuffle, or a stride-2 conv.
 
-    The shortcut is a pixel-unshuffle, then means over adjacent channels. `totals` are the widths before any cut.
+    The shortcut is a pixel-unshuffle, then means over adjacent channels. `totals` are the widths before any cut, `held` the
+    channels out that it leaves at zero.
     """
 
     def __init__(
-        self, channels_in: Channels, channels_out: Channels, totals: tuple[int, int], *, resample: str, shortcut: bool
+        self,
+        channels_in: Channels,
+        channels_out: Channels,
+        totals: tuple[int, int],
+        *,
+        resample: str,
+        shortcut: bool,
+        held: Channels = (),
     ) -> None:
         super().__init__()
         self.unshuffle = resample == "unshuffle"
@@ -244,7 +257,7 @@ class Downsample(nn.Module):
             self.conv = nn.Conv2d(len(channels_in), len(channels_out) // 4, 3, padding=1)
         else:
             self.conv = nn.Conv2d(len(channels_in), len(channels_out), 3, stride=2, padding=1)
-        self.average = Average(4 * totals[0], totals[1], _fours(channels_in), channels_out) if shortcut else None
+        self.average = Average(4 * totals[0], totals[1], _fours(channels_in), channels_out, held) if shortcut else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         y = self.conv(x_BCHW)
@@ -256,16 +269,26 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Doubles height and width: conv + pixel-shuffle, or nearest x2 + conv.
 
-    The shortcut repeats each channel in place, then pixel-shuffles. `totals` are the widths before any cut.
+    The shortcut repeats each channel in place, then pixel-shuffles. `totals` are the widths before any cut, `held` the channels
+    out that it leaves at zero.
     """
 
     def __init__(
-        self, channels_in: Channels, channels_out: Channels, totals: tuple[int, int], *, resample: str, shortcut: bool
+        self,
+        channels_in: Channels,
+        channels_out: Channels,
+        totals: tuple[int, int],
+        *,
+        resample: str,
+        shortcut: bool,
+        held: Channels = (),
     ) -> None:
         super().__init__()
         self.shuffle = resample == "shuffle"
         self.conv = nn.Conv2d(len(channels_in), len(channels_out) * (4 if self.shuffle else 1), 3, padding=1)
-        self.duplicate = Duplicate(totals[0], 4 * totals[1], channels_in, _fours(channels_out)) if shortcut else None
+        self.duplicate = (
+            Duplicate(totals[0], 4 * totals[1], channels_in, _fours(channels_out), _fours(held)) if shortcut else None
+        )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if self.shuffle:

@@ -38,7 +38,7 @@ COPY_AGAIN = "Copy or download it again."
 
 @dataclass
 class LoadedModel:
-    """A model from a file. `masks` (parameter -> bool, True = kept) are those of an unstructured pruning."""
+    """A model from a file. `masks` (parameter -> bool, True = kept) are those of an unstructured pruning, or of whole units."""
 
     model: DCAE
     masks: dict[str, Tensor]

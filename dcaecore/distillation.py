@@ -96,7 +96,7 @@ def _stage_outputs(model: DCAE) -> dict[str, tuple[str, int]]:
 
 
 def _common_channels(teacher: DCAE, student: DCAE) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module name -> positions of the channels that both have, in the teacher's and in the student's stream."""
+    """Module name -> positions of the channels that both have (none held at zero), in the teacher's and in the student's stream."""
 
     def channels(model: DCAE, layout: Layout, place: tuple[str, int]) -> tuple[int, ...]:
         return layout.stream(model.config, *place)
@@ -104,7 +104,7 @@ def _common_channels(teacher: DCAE, student: DCAE) -> dict[str, tuple[Tensor, Te
     found = {}
     for name, place in _stage_outputs(student).items():
         ours, theirs = channels(student, student.layout, place), channels(teacher, teacher.layout, place)
-        both = sorted(set(ours) & set(theirs))
+        both = sorted((set(ours) & set(theirs)) - {*student.layout.held_channels(student.config, *place)})
         if both:
             found[name] = (
                 torch.tensor([theirs.index(c) for c in both]),

@@ -11,6 +11,9 @@ dependency groups, Fang et al., arXiv 2301.12900):
 
 A layout names kept units in the *original* coordinates (those of the config), so prunings compose and a unit keeps its
 name for life. A site that is not named keeps all its units: the empty layout is the dense model.
+
+A stream's units may also be *held*: they are there, and at zero. Masks hold what has weights; the shortcuts have none, so the model
+leaves held channels out of them, and a held stream computes what a cut one does.
 """
 
 from __future__ import annotations
@@ -85,6 +88,8 @@ class Layout:
     """Kept units of each pruned site, ascending, in original coordinates."""
 
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    held: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Units of a stream that are there and held at zero."""
 
     def width(self, site: Site) -> int:
         """Units that a site still has."""
@@ -101,24 +106,37 @@ class Layout:
         kept = self.kept.get(stream_name(coder, stage))
         if kept is None:
             return tuple(range(config.coder(coder).widths[stage]))
-        unit = config.coder(coder).widths[stage] // sites(config)[stream_name(coder, stage)].total
-        return tuple(unit * index + offset for index in kept for offset in range(unit))
+        return _channels(sites(config)[stream_name(coder, stage)], kept)
+
+    def held_channels(self, config: DCAEConfig, coder: str, stage: int) -> tuple[int, ...]:
+        """Original channels of a stage's residual stream that are held at zero, ascending."""
+        held = self.held.get(stream_name(coder, stage), ())
+        return _channels(sites(config)[stream_name(coder, stage)], held) if held else ()
 
     def validate(self, config: DCAEConfig) -> None:
-        """Raises ConfigError for an unknown site, an empty one, or indices that are not ascending and in range."""
+        """Raises ConfigError for an unknown site, an empty one, indices that are not ascending and in range, or held units that
+        are not a stream's own."""
         known = sites(config)
         for name, kept in self.kept.items():
             if name not in known:
                 raise ConfigError(f"This config has no site {name!r}.", code="unknown_site", given=name, legal=sorted(known)[:8])
             _check_indices(name, kept, known[name].total)
+        for name, held in self.held.items():
+            if name not in known or known[name].kind != "stream" or not set(held) < set(self.units(known[name])):
+                raise ConfigError(
+                    f"{name} cannot hold these units at zero.",
+                    code="bad_held",
+                    given=list(held)[:8],
+                    legal="some units of a stream",
+                )
 
     def compose(self, config: DCAEConfig, keep: Mapping[str, Sequence[int]]) -> Layout:
-        """This layout with only `keep` (indices in *current* coordinates) of the named sites.
+        """This layout with only `keep` (indices in *current* coordinates) of the named sites; held units that go are held no more.
 
         Raises ConfigError as `validate` does.
         """
         known = sites(config)
-        kept = dict(self.kept)
+        kept, held = dict(self.kept), dict(self.held)
         for name, indices in keep.items():
             if name not in known:
                 raise ConfigError(f"This config has no site {name!r}.", code="unknown_site", given=name, legal=sorted(known)[:8])
@@ -126,33 +144,60 @@ class Layout:
             _check_indices(name, indices, len(units))
             if len(indices) < len(units):
                 kept[name] = tuple(units[i] for i in indices)
-        return Layout(kept)
+                held[name] = tuple(sorted({*held.get(name, ())} & {*kept[name]}))
+        return Layout(kept, {name: units for name, units in held.items() if units})
+
+    def hold(self, config: DCAEConfig, keep: Mapping[str, Sequence[int]]) -> Layout:
+        """This layout with the units that `keep` leaves out of the named streams held at zero; other sites stay as they are.
+
+        Raises ConfigError as `compose` does.
+        """
+        after, held = self.compose(config, keep), dict(self.held)
+        for name in keep:
+            site = sites(config)[name]
+            gone = {*self.units(site)} - {*after.units(site)}
+            if site.kind == "stream" and gone:
+                held[name] = tuple(sorted({*held.get(name, ())} | gone))
+        return Layout(self.kept, held)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` reads them back."""
-        return {"version": 1, "kept": {name: list(kept) for name, kept in sorted(self.kept.items())}}
+        """Plain JSON values; `from_json` reads them back. `held`, and version 2, stand only where something is."""
+        parts = {"kept": self.kept, **({"held": self.held} if self.held else {})}
+        return {
+            "version": 2 if self.held else 1,
+            **{part: {name: list(units) for name, units in sorted(parts[part].items())} for part in parts},
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Layout:
         """Reads `to_json`'s values; raises ConfigError for another version."""
         if not data:
             return cls()
-        if data.get("version") != 1:
-            raise ConfigError("This layout was made by another version.", given=data.get("version"), legal=1)
+        if data.get("version") not in (1, 2):
+            raise ConfigError("This layout was made by another version.", given=data.get("version"), legal=(1, 2))
         try:
-            return cls({str(name): tuple(int(i) for i in kept) for name, kept in data["kept"].items()})
+            parts = (data["kept"], data.get("held", {}))
+            return cls(*({str(name): tuple(int(i) for i in units) for name, units in part.items()} for part in parts))
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             message = f"This is no layout: {error!r}."
             raise ConfigError(message, code="bad_layout", legal="site names to indices") from error
 
     @cached_property
     def _digest(self) -> str:
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(Layout(self.kept).to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def digest(self) -> str:
-        """sha256 of the canonical JSON: a plan names the layout that it was made for by it."""
+        """sha256 of the canonical JSON of what is kept: a plan names the layout that it was made for by it.
+
+        Held units are left out: they change no coordinate, so the plan that a model was masked by cuts it too.
+        """
         return self._digest
+
+
+def _channels(site: Site, units: Sequence[int]) -> tuple[int, ...]:
+    """The original channels of a stream's units."""
+    return tuple(site.channels * unit + offset for unit in units for offset in range(site.channels))
 
 
 def _check_indices(name: str, indices: Sequence[int], total: int) -> None:

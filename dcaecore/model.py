@@ -71,8 +71,10 @@ class Encoder(nn.Module):
         for stage in range(coder.num_stages):
             down = None
             if first <= stage < coder.num_stages - 1:
-                totals = coder.widths[stage], coder.widths[stage + 1]
-                down = Downsample(streams[stage], streams[stage + 1], totals, resample=coder.resample, shortcut=coder.shortcut)
+                totals, held = (coder.widths[stage], coder.widths[stage + 1]), layout.held_channels(config, "encoder", stage + 1)
+                down = Downsample(
+                    streams[stage], streams[stage + 1], totals, resample=coder.resample, shortcut=coder.shortcut, held=held
+                )
             stages.append(Stage(_blocks(config, layout, "encoder", stage), down=down))
         self.stages = nn.ModuleList(stages)
         last = streams[coder.num_stages - 1]
@@ -97,13 +99,16 @@ class Decoder(nn.Module):
         streams = {stage: layout.stream(config, "decoder", stage) for stage in range(first, coder.num_stages)}
         last = streams[coder.num_stages - 1]
         self.conv_in = nn.Conv2d(config.latent_channels, len(last), 3, padding=1)
-        self.duplicate = Duplicate(config.latent_channels, coder.widths[-1], latents, last) if coder.shortcut else None
+        held = layout.held_channels(config, "decoder", coder.num_stages - 1)
+        self.duplicate = Duplicate(config.latent_channels, coder.widths[-1], latents, last, held) if coder.shortcut else None
         stages: list[nn.Module] = []
         for stage in range(coder.num_stages):
             up = None
             if first <= stage < coder.num_stages - 1:
-                totals = coder.widths[stage + 1], coder.widths[stage]
-                up = Upsample(streams[stage + 1], streams[stage], totals, resample=coder.resample, shortcut=coder.shortcut)
+                totals, held = (coder.widths[stage + 1], coder.widths[stage]), layout.held_channels(config, "decoder", stage)
+                up = Upsample(
+                    streams[stage + 1], streams[stage], totals, resample=coder.resample, shortcut=coder.shortcut, held=held
+                )
             stages.append(Stage(_blocks(config, layout, "decoder", stage), up=up))
         self.stages = nn.ModuleList(stages)
         self.norm_out = make_norm(coder.out_norm, len(streams[first]), coder.widths[first])

@@ -6,11 +6,43 @@ manager = boot("Prune")
 
 import streamlit as st  # noqa: E402
 
-from core.specs import METHOD_TITLES, UNSTRUCTURED_METHODS, PruneSpec  # noqa: E402
+from core.checks import checked  # noqa: E402
+from core.presets import preset_on  # noqa: E402
+from core.schedules import rounds_of, with_steps  # noqa: E402
+from core.specs import METHOD_TITLES, STRUCTURED_METHODS, PruneSpec, RetrainSpec, ScheduleSpec  # noqa: E402
 from pages.ui.chain import finished, start_chain, watch_chain  # noqa: E402
 from pages.ui.figures import headline, pictures, validate_and_save  # noqa: E402
 from pages.ui.forms import spec_form  # noqa: E402
 from pages.ui.planning import target_panel  # noqa: E402
+
+
+def rounds_form(prune: dict, retrain: RetrainSpec) -> tuple[dict, RetrainSpec]:
+    """Schedule, number of rounds and steps of retraining in total, with what each round will ask for.
+
+    A pruning that has no rate to divide (2:4, a threshold) is one-shot.
+    """
+    plan = {"schedule": "one-shot"}
+    if prune["method"] != "two_four" and prune["rate"] is not None:
+        plan = spec_form(ScheduleSpec, key="rounds", values=plan, per_row=2)
+    steps = int(
+        st.number_input(
+            "steps of retraining in total", 1, 1_000_000, retrain.total_steps, step=25, key="rounds-steps",
+            help=f"Of batch {retrain.batch_size}, with the medium preset's other settings; rounds share them.",
+        )
+    )  # fmt: skip
+    trained = retrain if steps == retrain.total_steps else with_steps(retrain, steps)
+    how = checked(ScheduleSpec, plan)
+    rounds = rounds_of(checked(PruneSpec, prune), trained, how)
+    if len(rounds) > 1:
+        st.caption(
+            "  \n".join(
+                f"Round {place}: {'mask' if each.prune.apply == 'mask' else 'prune'} at {each.prune.rate:.3g}, "
+                f"then {each.retrain.total_steps} steps"
+                for place, each in enumerate(rounds, start=1)
+            )
+        )
+    return how.model_dump(), trained
+
 
 st.title("Prune")
 chain = [ref for ref in st.query_params.get("chain", "").split(",") if ref]
@@ -52,14 +84,20 @@ with right:
             )
             for place, (title, a, b, scale, unit) in zip(st.columns(3), rows, strict=True):
                 place.metric(title, f"{b / scale:.2f} {unit}", f"{b / a - 1:+.1%}", delta_color="inverse", border=True)
-        if values["method"] in UNSTRUCTURED_METHODS:
+        if values["method"] not in STRUCTURED_METHODS:
             st.caption("Single weights become zero: the file compresses better, the speed on dense kernels stays as it is.")
         then = st.toggle(
-            "Then retrain and compare", value=True, help="Adds the medium preset's retraining, an evaluation and a benchmark."
+            "Then retrain and compare",
+            value=True,
+            help="Adds a retraining (in rounds, if you like), an evaluation and a benchmark.",
         )
+        if then:
+            preset = preset_on("medium", last.get("data"), last["image_size"])
+            plan, retrain = rounds_form(values, preset.retrain)
         if st.button("Run", type="primary", icon=":material/play_arrow:"):
             if then:
-                jobs = manager.compress(row.id, "medium", data=last.get("data"), image_size=last["image_size"], prune=values)
+                judged = {"evaluate": preset.evaluate, "benchmark": preset.benchmark}
+                jobs = manager.prune_in_rounds(row.id, values, retrain, **plan, **judged)
             else:
                 jobs = [manager.prune_model(row.id, values)]
                 jobs.append(manager.evaluate_model({"job": jobs[0].id}, last))

@@ -16,6 +16,7 @@ from typing import Any
 
 import store.jobs as jobs
 from core.names import model_name
+from core.specs import PruneSpec
 from store import JobRow, ModelRow, Store, ancestors, baseline_of, get_models
 from store.mirror import Point, evaluations, points
 from store.scores import images, measurements
@@ -77,7 +78,7 @@ def run_name(store: Store, job: JobRow) -> str:
     method, ratio = "baseline", 0.0
     for model in [subject, *ancestors(store, subject.id)]:
         if model.spec.get("operation") == "prune":
-            asked = model.spec.get("rate")
+            asked = model.spec.get("rate") if PruneSpec.applies("rate", model.spec) else None
             method = str(model.spec["method"])
             ratio = float(asked if asked is not None else model.facts.get("sparsity", 0.0))
             break

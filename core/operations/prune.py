@@ -1,21 +1,23 @@
-"""Prune: a parent and a spec make a smaller model (structured) or a sparser one (unstructured)."""
+"""Prune: a parent and a spec make a smaller model (structured, cut) or a sparser one (structured, masked; unstructured; 2:4)."""
 
 from __future__ import annotations
 
 import json
 
+from torch import Tensor
+
 from core.errors import CoreError
-from core.names import model_name
+from core.names import pruned_name
 from core.operations.context import Context, Outcome
 from core.operations.images import open_parts
 from core.operations.models import Loaded, load, new_model
 from core.pruning.calibration import CalibrationImages, draw, gradients, images_needed, number_of_images, statistics
 from core.pruning.compensation import compensate
-from core.pruning.masks import prunable, prune_weights
+from core.pruning.masks import combine, prunable, prune_weights, two_four, unfit_for_two_four
 from core.pruning.plans import achieved, kept_count, make_plan, site_rates
-from core.pruning.scores import STATISTICS_SCORES, Scores, score_units
-from core.pruning.surgery import cut
-from core.specs import UNSTRUCTURED_METHODS, PruneSpec
+from core.pruning.scores import STATISTICS_SCORES, Scores, rank_zeros_last, score_units
+from core.pruning.surgery import CutResult, cut, unit_masks
+from core.specs import STRUCTURED_METHODS, PruneSpec
 from dcaecore import BatchStream, sites
 from store import NewModel
 
@@ -28,9 +30,8 @@ def run(spec: PruneSpec, context: Context) -> Outcome:
         raise CoreError("Pruning needs a parent model.", code="no_parent")
     parent = load(context.store, context.job.parent_model_id)
     context.progress(0.2, "scoring", force=True)
-    what = f"{spec.score}structured" if spec.method == "structured" else spec.method
-    name = context.job.name if context.job.name != "prune" else model_name(parent.row.family, what, spec.rate)
-    made, result = (_unstructured if spec.method in UNSTRUCTURED_METHODS else _structured)(spec, context, parent, name)
+    name = context.job.name if context.job.name != "prune" else pruned_name(parent.row.family, spec)
+    made, result = (_structured if spec.method in STRUCTURED_METHODS else _unstructured)(spec, context, parent, name)
     context.check()
     return Outcome(model=made, result=result)
 
@@ -51,8 +52,12 @@ def _structured(spec: PruneSpec, context: Context, parent: Loaded, name: str) ->
 
         context.log("info", f"Fitting on {images.count} calibration images.")
         state = compensate(model, plan.keep, images, masks=parent.masks, exact_norms=exact, progress=report)
-    context.progress(0.9, "cutting", force=True)
-    result = cut(state, model.config, model.layout, plan.keep, masks=parent.masks, exact_norms=exact)
+    context.progress(0.9, "cutting" if spec.apply == "cut" else "masking", force=True)
+    if spec.apply == "cut":
+        result = cut(state, model.config, model.layout, plan.keep, masks=parent.masks, exact_norms=exact)
+    else:
+        masks = combine(parent.masks, unit_masks(state, model.config, model.layout, plan.keep))
+        result = CutResult(state, masks, model.layout.hold(model.config, plan.keep))
     for site, units in plan.keep.items():
         context.log("info", f"{site}: {len(units)} of {model.layout.width(sites(model.config)[site])} units kept")
     digest = context.store.blobs.put_bytes(json.dumps(plan.to_json(), sort_keys=True).encode())
@@ -65,7 +70,7 @@ def _structured(spec: PruneSpec, context: Context, parent: Loaded, name: str) ->
         state={name: value.cpu() for name, value in result.state.items()},
         config=model.config,
         layout=result.layout,
-        masks=result.masks,
+        masks={name: mask for name, mask in result.masks.items() if not mask.all()},
         parents=[("parent", parent.row.id)],
         dataset=dataset,
     )
@@ -116,15 +121,20 @@ def scores_of(spec: PruneSpec, context: Context, parent: Loaded, names: list[str
         if score != "taylor":
             context.log("info", f"No layer alone reads a residual stream: streams are scored by taylor, the rest by {score}.")
         pull = gradients(model, images, foreground_weight=spec.calibration_foreground_weight)
-    return score_units(model, score, statistics=found or {}, gradients=pull, seed=spec.seed, names=names)
+    scores = score_units(model, score, statistics=found or {}, gradients=pull, seed=spec.seed, names=names)
+    return rank_zeros_last(scores, model.state_dict(), model.config, model.layout)
 
 
 def _unstructured(spec: PruneSpec, context: Context, parent: Loaded, name: str) -> tuple[NewModel, dict]:
     model, state = parent.model, parent.model.state_dict()
     names = [n for n in prunable(state) if spec.part == "both" or n.startswith(spec.part)]
     before = sum(int((state[n] != 0).sum()) for n in names)
-    masks = prune_weights(state, spec.method, rate=spec.rate, threshold=spec.threshold, part=spec.part)
-    zeroed = before - sum(int(mask.sum()) for mask in masks.values())
+    if spec.method == "two_four":
+        masks = _two_four(spec, context, parent)
+        zeroed = sum(int((state[n] != 0)[~mask].sum()) for n, mask in masks.items())
+    else:
+        masks = prune_weights(state, spec.method, rate=spec.rate, threshold=spec.threshold, part=spec.part)
+        zeroed = before - sum(int(mask.sum()) for mask in masks.values())
     context.log("info", f"{zeroed:,} of {before:,} non-zero weights in {len(names)} tensors set to zero.")
     made = new_model(
         context.store,
@@ -134,7 +144,29 @@ def _unstructured(spec: PruneSpec, context: Context, parent: Loaded, name: str) 
         state=state,
         config=model.config,
         layout=model.layout,
-        masks={**parent.masks, **masks},
+        masks=combine(parent.masks, masks),
         parents=[("parent", parent.row.id)],
     )
     return made, {"zeroed_weights": zeroed, "prunable_weights": before, "achieved_rate": zeroed / before}
+
+
+def _two_four(spec: PruneSpec, context: Context, parent: Loaded) -> dict[str, Tensor]:
+    """Masks of the layers that can take 2:4; the others are refused by name, or named in the log."""
+    state = parent.model.state_dict()
+    unfit, masks = unfit_for_two_four(state, part=spec.part), two_four(state, part=spec.part)
+    named = f"{', '.join(unfit[:3])}{' and others' if len(unfit) > 3 else ''}"
+    if unfit and not spec.skip_unfit:
+        raise CoreError(
+            f"{len(unfit)} layers cannot be pruned 2:4, for their input channels do not divide by four: {named}.",
+            code="unfit_layers",
+            given=unfit,
+            legal="input channels that divide by four",
+            next="Set skip_unfit, and they stay whole.",
+        )
+    if unfit:
+        context.log(
+            "info", f"{len(unfit)} layers stay whole, for their input channels do not divide by four: {', '.join(unfit)}."
+        )
+    if not any(bool((state[name] != 0)[~mask].any()) for name, mask in masks.items()):
+        raise CoreError("No weight would be pruned: the model is 2:4 already.", code="nothing_to_prune", next="Prune otherwise.")
+    return masks

@@ -1,4 +1,4 @@
-"""Unstructured pruning: which single weights become zero, by exact count.
+"""Unstructured and semi-structured (2:4) pruning: which single weights become zero, by exact count.
 
 Prunable are the weights of convolutions and linear layers (two dimensions or more); biases and norms are not. A rate is a share of
 the *non-zero* prunable weights of the parent, so 0.5 twice is 75 %. Selection is by exact count: a threshold alone would keep 3 or
@@ -103,6 +103,43 @@ def prune_weights(
     if all(int(masks[name].sum()) == alive[name] for name in names):
         raise CoreError("No weight would be pruned.", code="nothing_to_prune", given=threshold or rate, next="Prune more.")
     return masks
+
+
+FOUR = 4
+
+
+def unfit_for_two_four(state: Mapping[str, Tensor], *, part: str = "both") -> list[str]:
+    """Prunable tensors of `part` whose input channels do not divide by four: depthwise convolutions, one that reads RGB."""
+    return [name for name in prunable(state) if (part == "both" or name.startswith(part)) and state[name].shape[1] % FOUR]
+
+
+def two_four(state: Mapping[str, Tensor], *, part: str = "both") -> dict[str, Tensor]:
+    """Masks (True = kept) that keep two of each four consecutive input channels, for each output and kernel position.
+
+    The two of largest magnitude stay, so zeros go first; of equal ones the lower index stays. `(O, I, kh, kw)` or `(O, I)`, I
+    being the input channels of a group. Tensors that do not fit (see `unfit_for_two_four`) have no mask. N:M sparsity: arXiv
+    2104.08378.
+    """
+    unfit = set(unfit_for_two_four(state, part=part))
+    masks = {}
+    for name in prunable(state):
+        if name in unfit or not (part == "both" or name.startswith(part)):
+            continue
+        _check_finite(name, state[name])
+        size = state[name].detach().abs().movedim(1, -1)  # (O, kh, kw, I)
+        order = size.unflatten(-1, (-1, FOUR)).argsort(dim=-1, descending=True, stable=True)
+        kept = torch.zeros(order.shape, dtype=torch.bool, device=order.device).scatter_(-1, order[..., :2], True)
+        masks[name] = kept.flatten(-2).movedim(-1, 1).contiguous()
+    return masks
+
+
+def combine(*several: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks that keep what all of them keep; a tensor that one of them does not name is kept whole by it."""
+    found: dict[str, Tensor] = {}
+    for masks in several:
+        for name, mask in masks.items():
+            found[name] = found[name] & mask.to(found[name].device) if name in found else mask
+    return found
 
 
 def apply_masks(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

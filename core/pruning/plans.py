@@ -129,7 +129,8 @@ def make_plan(config: DCAEConfig, layout: Layout, scores: Mapping[str, np.ndarra
     """Keeps the units of highest score; ties keep the lower index. `scores[site]` is `(units,)`.
 
     `local` scope applies the rate to each site. `kind` and `global` rank the units of all sites (of a kind) together, magnitudes
-    over their site's mean, and remove the share of their sum that the sites' rates ask for; each site keeps a tenth at least.
+    over the mean of those of their site that are not zero, and remove the share of their sum that the sites' rates ask for; each
+    site keeps a tenth at least.
     """
     known, rates = sites(config), site_rates(config, spec)
     values = {name: np.asarray(scores[name], dtype=np.float64) for name in rates}
@@ -162,7 +163,8 @@ def _ranked_counts(
             if spec.score in COMPARABLE_SCORES:
                 scaled = own
             else:
-                scaled = own / max(float(own.mean()), np.finfo(np.float64).tiny)
+                # A masked unit scores 0, and must not make the others of its site look larger than they would after a cut.
+                scaled = own / max(float(own[own > 0].mean()) if (own > 0).any() else 0.0, np.finfo(np.float64).tiny)
             order = np.sort(scaled)[: len(own) - least[name]]
             ranked += [(float(value), name) for value in order]
         ranked.sort()
@@ -189,6 +191,8 @@ def predicted_layout(config: DCAEConfig, layout: Layout, spec: PruneSpec) -> Lay
     if spec.method not in STRUCTURED_METHODS:
         return layout
     rates = site_rates(config, spec)
+    if spec.apply == "mask":
+        return layout
     if spec.method == "structured" and spec.scope != "local":
         return None
     known, keep = sites(config), {}

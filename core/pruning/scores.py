@@ -90,6 +90,23 @@ def score_units(
     return found
 
 
+LEAST_LIVE = 1e-200
+"""What a unit with weights scores at least: above zero, and no denormal number, which a worker flushes."""
+
+
+def rank_zeros_last(scores: Scores, state: Mapping[str, Tensor], config: DCAEConfig, layout: Layout) -> Scores:
+    """The scores with units that are entirely zero at 0 and all others above: a masked unit goes first, whatever the score.
+
+    Entirely zero are all of a unit's parameters, biases and norms among them. Scores are not negative.
+    """
+    sizes = {name: value.detach().double().abs() for name, value in state.items() if "running_" not in name}
+    found = {}
+    for name, own in scores.items():
+        weights = _sum_by_unit(sizes, config, layout, sites(config)[name], biases=True)
+        found[name] = np.where(weights == 0, 0.0, np.maximum(own, LEAST_LIVE))
+    return found
+
+
 def sliced_norm(state: Mapping[str, Tensor], config: DCAEConfig, layout: Layout, site: Site, p: int) -> np.ndarray:
     """L1 or L2 norm of each unit's weights (biases left out, as torch-pruning does), by the slices of `units.py`."""
     total = _sum_by_unit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from core.jobs.worker import serve
 from core.model_manager import ModelManager
 from core.settings import Settings, read_settings
 from core.solver.search import COSTS
-from core.specs import SPECS
+from core.specs import SPECS, RetrainSpec, ScheduleSpec, Spec
 from core.terminal import demo as demo_job
 from core.terminal import output
 from core.terminal.options import spec_values, with_options
@@ -129,17 +130,40 @@ def profile(model: str = "current", spec: Path | None = None, **options: Any) ->
     _finish(manager, manager.profile_latency(manager.get_model(model).id, spec_values(SPECS["profile"], options, spec)))
 
 
-for _verb, _function, _skip in (
-    ("import", import_model, ("source",)),
-    ("prune", prune, ()),
-    ("retrain", retrain, ()),
-    ("evaluate", evaluate, ()),
-    ("benchmark", benchmark, ("models",)),
-    ("sensitivity", sensitivity, ()),
-    ("profile", profile, ()),
-):
+def prune_in_rounds(
+    model: str = "current",
+    spec: Path | None = None,
+    retrain_spec: Annotated[Path | None, typer.Option(help="Spec file of the retraining of all rounds together.")] = None,
+    **options: Any,
+) -> None:
+    """Prune in rounds of prune and retrain, each a model; then evaluate and benchmark. --retrain-... are those of all rounds."""
+    manager = state.manager()
+    row = manager.get_model(model)
+    how = {name: value for name in ScheduleSpec.model_fields if (value := options.pop(name)) is not None}
+    training = {name: options.pop(f"retrain_{name}") for name in RetrainSpec.model_fields}
+    pruning = spec_values(SPECS["prune"], options, spec)
+    chain = manager.prune_in_rounds(row.id, pruning, spec_values(RetrainSpec, training, retrain_spec), **how)
+    if state.detach:
+        output.emit([job.to_json() for job in chain]) if state.json else output.console.print(f"{len(chain)} jobs queued")
+        return
+    done = [output.follow(manager, job, quiet=state.json) for job in chain]
+    comparison = manager.compare([row.id, *(job.model_id for job in done if job.model_id)])
+    output.emit(comparison.to_json()) if state.json else output.show_comparison(comparison)
+
+
+_VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...], dict[str, type[Spec]]], ...] = (
+    ("import", import_model, ("source",), {}),
+    ("prune", prune, (), {}),
+    ("prune-in-rounds", prune_in_rounds, (), {"": ScheduleSpec, "retrain_": RetrainSpec}),
+    ("retrain", retrain, (), {}),
+    ("evaluate", evaluate, (), {}),
+    ("benchmark", benchmark, ("models",), {}),
+    ("sensitivity", sensitivity, (), {}),
+    ("profile", profile, (), {}),
+)
+for _verb, _function, _skip, _also in _VERBS:
     _first = {"import": "source", "benchmark": "models"}.get(_verb, "model")
-    _made = with_options(_function, SPECS[_verb], _skip)
+    _made = with_options(_function, SPECS[_verb.removesuffix("-in-rounds")], _skip, also=_also)
     _given = _made.__signature__.parameters[_first]  # type: ignore[attr-defined]
     _argument = typer.Argument(help="Ids, names or aliases." if _first != "source" else "What to import.")
     _replaced = _given.replace(annotation=Annotated[_given.annotation, _argument])

@@ -1,4 +1,4 @@
-"""Options of a verb, derived from its spec's fields: `--rate`, `--n-epochs`, ... with the help and defaults that the forms show."""
+"""Options of a verb, derived from its specs' fields: `--rate`, `--n-epochs`, ... with the help and defaults that the forms show."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from core.errors import CoreError
 from core.specs import Spec
 
 
-def option_parameters(spec: type[Spec], skip: tuple[str, ...] = ()) -> list[inspect.Parameter]:
-    """One keyword option for each field; None means "not given", so that a spec file's value is not overridden."""
+def option_parameters(spec: type[Spec], skip: tuple[str, ...] = (), prefix: str = "") -> list[inspect.Parameter]:
+    """One keyword option for each field, its name after `prefix`; None means "not given": a spec file's value is not overridden."""
     made = []
     for name, field in spec.model_fields.items():
         if name in skip:
@@ -24,8 +24,9 @@ def option_parameters(spec: type[Spec], skip: tuple[str, ...] = ()) -> list[insp
         kind = _option_type(field.annotation)
         default = "" if field.is_required() else f" [default: {_short(field.default)}]"
         help_text = f"{field.description}{default}"
-        annotation = Annotated[kind | None, typer.Option(f"--{name.replace('_', '-')}", help=help_text)]  # type: ignore[valid-type]
-        made.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+        option = f"--{prefix}{name}".replace("_", "-")
+        annotation = Annotated[kind | None, typer.Option(option, help=help_text)]  # type: ignore[valid-type]
+        made.append(inspect.Parameter(prefix + name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     return made
 
 
@@ -69,11 +70,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise CoreError(f"{path} is no readable spec: {error}", given=str(path), legal="a JSON or TOML file") from error
 
 
-def with_options(function: Callable[..., Any], spec: type[Spec], skip: tuple[str, ...] = ()) -> Callable[..., Any]:
-    """Gives `function(..., **options)` a signature with the spec's options in place of `**options`."""
+def with_options(
+    function: Callable[..., Any], spec: type[Spec], skip: tuple[str, ...] = (), *, also: dict[str, type[Spec]] | None = None
+) -> Callable[..., Any]:
+    """Gives `function(..., **options)` a signature with the spec's options in place of `**options`, and those of `also` by prefix."""
     signature = inspect.signature(function, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    merged = signature.replace(parameters=[*own, *option_parameters(spec, skip)], return_annotation=None)
+    further = [option for prefix, other in (also or {}).items() for option in option_parameters(other, prefix=prefix)]
+    merged = signature.replace(parameters=[*own, *option_parameters(spec, skip), *further], return_annotation=None)
 
     def call(**values: Any) -> Any:
         return function(**values)

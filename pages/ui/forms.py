@@ -14,7 +14,9 @@ from dcaecore.sample_data import SAMPLE_SETS
 def spec_form(spec: type[Spec], *, key: str, values: dict[str, Any] | None = None, per_row: int = 3) -> dict[str, Any]:
     """Draws the fields of a spec and returns what they say (not yet checked). `values` are the start values."""
     start = {**spec().model_dump(), **(values or {})}
-    advanced = st.toggle("Advanced settings", key=f"{key}-advanced", help="Shows every field; all are used, shown or not.")
+    advanced = any(_is_advanced(spec, name) for name in spec.model_fields) and st.toggle(
+        "Advanced settings", key=f"{key}-advanced", help="Shows every field; all are used, shown or not."
+    )
     groups: dict[str, list[str]] = {}
     for name, field in spec.model_fields.items():
         hints = field.json_schema_extra
@@ -22,21 +24,26 @@ def spec_form(spec: type[Spec], *, key: str, values: dict[str, Any] | None = Non
         groups.setdefault(str(hints["group"]), []).append(name)
     found = dict(start)
     for group, names in groups.items():
+        columns: list[Any] = []
+        box, place = None, 0
         for name in names:
+            # One after the other: whether a field applies may hang on one just drawn, of its own group.
             if not spec.applies(name, found):
                 found[name] = spec.model_fields[name].default
-        shown = [name for name in names if spec.applies(name, found) and (advanced or not _is_advanced(spec, name))]
-        if not shown:
-            continue
-        with st.container(border=True):
-            st.markdown(f"**{group}**")
-            sources = [name for name in shown if spec.model_fields[name].annotation is DataSpec]
-            for name in sources:
-                found[name] = data_form(start[name], f"{key}-{name}", per_row=per_row)
-            columns = st.columns(per_row)
-            for place, name in enumerate(name for name in shown if name not in sources):
-                with columns[place % per_row]:
-                    found[name] = _widget(spec, name, start[name], f"{key}-{name}")
+                continue
+            if not advanced and _is_advanced(spec, name):
+                continue
+            if box is None:
+                box = st.container(border=True)
+                box.markdown(f"**{group}**")
+            with box:
+                if spec.model_fields[name].annotation is DataSpec:
+                    found[name] = data_form(start[name], f"{key}-{name}", per_row=per_row)
+                    continue
+                columns = columns or st.columns(per_row)
+            with columns[place % per_row]:
+                found[name] = _widget(spec, name, start[name], f"{key}-{name}")
+            place += 1
     return found
 
 

@@ -25,6 +25,8 @@ TARGETS = {
     "weight_bytes": ("Weights at most", "MB", 1e6),
 }
 """Cost -> label, unit, and what one of the unit is."""
+UNUSED = ("rate", "threshold", "site_rates", "scope", "round_to", "apply", "skip_unfit")
+"""Of a pruning's fields: those that a sensitivity measurement has no use for."""
 
 
 def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last: dict[str, Any]) -> None:
@@ -38,9 +40,7 @@ def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last
     if first.button("Measure sensitivity" if table is None else "Measure sensitivity again", icon=":material/monitoring:"):
         with guarded():
             images = {key: last[key] for key in ("data", "image_size") if key in last}
-            choice = {
-                key: value for key, value in how.items() if key not in ("rate", "threshold", "site_rates", "scope", "round_to")
-            }
+            choice = {key: value for key, value in how.items() if key not in UNUSED}
             choice["method"] = "structured"
             job = manager.measure_sensitivity(row.id, {"prune": choice, **images})
             start_chain([job.id], row.id)

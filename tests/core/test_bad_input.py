@@ -260,6 +260,7 @@ def test_no_disk_space_for_a_model_and_then_there_is(bench, monkeypatch):
         lambda m: m.evaluate_model("nobody", {"image_size": 32}),
         lambda m: m.benchmark_models(["nobody"], {"image_size": 32}),
         lambda m: m.compress("nobody"),
+        lambda m: m.prune_in_rounds("nobody"),
         lambda m: m.compare(["nobody"]),
         lambda m: m.promote("nobody"),
         lambda m: m.save_to_file("nobody", "."),

@@ -110,8 +110,11 @@ def test_a_prediction_is_what_the_pruning_makes(manager, tiny):
         assert predicted.parameters < tiny.facts["parameters"]
     unstructured = manager.predict_pruning(tiny.id, {"method": "global_magnitude"})
     assert unstructured.parameters == tiny.facts["parameters"]
-    with pytest.raises(CoreError, match="no site"):
-        manager.predict_pruning(tiny.id, {"site_rates": {"middle": 0.5}})
+    masked = manager.predict_pruning(tiny.id, {"apply": "mask"})
+    assert masked.parameters == tiny.facts["parameters"]
+    for how in ("cut", "mask"):
+        with pytest.raises(CoreError, match="no site"):
+            manager.predict_pruning(tiny.id, {"site_rates": {"middle": 0.5}, "apply": how})
 
 
 def test_each_verb_submits_its_operation_in_full(manager, tiny, worker):
@@ -338,6 +341,51 @@ def test_a_chain_evaluates_what_never_was_and_takes_given_specs(manager, tiny):
     with pytest.raises(CoreError, match="no preset") as caught:
         manager.compress(tiny.id, "gigantic")
     assert caught.value.legal == sorted(PRESETS)
+
+
+def test_a_schedule_is_one_chain_that_ends_where_one_shot_does(manager, tiny):
+    short = {**RETRAIN, "steps_per_epoch": 5}
+    given = {"evaluate": EVALUATE, "benchmark": BENCHMARK}
+    chain = manager.prune_in_rounds(tiny.id, {"rate": 0.5}, short, schedule="linear", rounds=2, **given)
+    assert [job.operation for job in chain] == ["evaluate", *["prune", "retrain"] * 2, "evaluate", "benchmark"]
+    assert {manager.wait(job.id).state for job in chain} == {"done"}
+    made = [manager.get_model(manager.job(job.id).model_id) for job in chain[1:5]]
+    assert [row.id for row in manager.ancestry(made[-1].id)] == [tiny.id, *(row.id for row in made)]
+    assert [row.name.split("_")[1:-1] for row in made] == [
+        ["l2structured-linear-1of2", "0.25"], ["retrained-linear-1of2"], ["l2structured-linear-2of2", "0.50"],
+        ["retrained-linear-2of2"],
+    ]  # fmt: skip
+    assert [manager.job(job.id).result["steps"] for job in chain if job.operation == "retrain"] == [2, 3]
+    once = manager.get_model(manager.wait(manager.prune_model(tiny.id, {"rate": 0.5}).id).model_id)
+    widths = [{name: len(units) for name, units in row.layout["kept"].items()} for row in (*made, once)]
+    assert widths[0] == widths[1] == {} and widths[2] == widths[3] == widths[4] != {}
+    masked, final = (load_model(manager.store.blobs.path(row.blob_digest)) for row in (made[1], made[3]))
+    assert masked.masks and not final.masks and final.model.layout.held == {}
+    assert sum(manager.weight_histogram(made[0].id)[1]) + manager.weight_histogram(made[0].id)[2] == sum(
+        manager.weight_histogram(tiny.id)[1]
+    )
+    assert "apply mask" in manager.spec_line(made[0].id)
+    assert manager.get_model_metrics(made[3].id)["decode_ms"] > 0
+
+
+def test_a_round_that_cannot_be_is_refused_before_any_job(manager, tiny):
+    for spec, words in (
+        ({"rate": 0.3}, "4 rounds are too many"),
+        ({"rate": 0.6, "site_rates": {"middle": 0.3}}, "no site"),
+        ({"rate": 0.6, "kinds": ["stream"]}, "needs stream_norms exact"),
+    ):
+        with pytest.raises(CoreError, match=words):
+            manager.prune_in_rounds(tiny.id, spec, RETRAIN | {"steps_per_epoch": 9}, schedule="linear")
+    for plan, words in (
+        ({"schedule": "often"}, "schedule: "),
+        ({"rounds": 99}, "rounds: "),
+        ({"schedule": "one-shot", "rounds": 2}, "no eff"),
+    ):
+        with pytest.raises(CoreError, match=words):
+            manager.prune_in_rounds(tiny.id, {}, RETRAIN, **plan)
+    with pytest.raises(CoreError, match="2 steps of retraining are too few"):
+        manager.prune_in_rounds(tiny.id, {}, RETRAIN)
+    assert manager.jobs() == []
 
 
 def test_validation_is_that_of_the_family_and_a_benchmark(manager, tiny, worker):

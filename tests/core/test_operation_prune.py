@@ -29,19 +29,18 @@ def plain(bench, parent):
 
 
 SMALL = {"calibration_images": 16, "calibration_size": 32}
+BESIDE = {"structured": SMALL, "two_four": {"skip_unfit": True}}
 
 
 # Failure 2: the method drop-down was ignored; no structured pruning of DC-AE, so no speed-up.
 def test_each_method_makes_its_own_model_and_only_the_structured_one_costs_less(bench, parent):
     made = {
-        method: load(
-            bench.store, bench.run("prune", parent.id, method=method, **(SMALL if method == "structured" else {})).model_id
-        )
+        method: load(bench.store, bench.run("prune", parent.id, method=method, **BESIDE.get(method, {})).model_id)
         for method in METHOD_TITLES
     }
-    assert len({found.row.id for found in made.values()}) == len(METHOD_TITLES) == 4
+    assert len({found.row.id for found in made.values()}) == len(METHOD_TITLES) == 5
     facts = {method: found.row.facts for method, found in made.items()}
-    for method in ("l1_unstructured", "global_magnitude"):
+    for method in ("l1_unstructured", "global_magnitude", "two_four"):
         assert facts[method]["parameters"] == parent.facts["parameters"]
         assert facts[method]["decode_macs"] == parent.facts["decode_macs"]
         assert facts[method]["sparsity"] == pytest.approx(0.5, abs=0.03) and made[method].masks
@@ -49,7 +48,10 @@ def test_each_method_makes_its_own_model_and_only_the_structured_one_costs_less(
         method: {name: round(float(mask.float().mean()), 2) for name, mask in found.masks.items()}
         for method, found in made.items()
     }
-    assert set(shares["l1_unstructured"].values()) == {0.5} and len(set(shares["global_magnitude"].values())) > 5
+    assert (
+        set(shares["l1_unstructured"].values()) == set(shares["two_four"].values()) == {0.5}
+        and len(set(shares["global_magnitude"].values())) > 5
+    )
     for method in ("l2_structured", "structured"):
         structured = made[method]
         assert facts[method]["parameters"] < 0.8 * parent.facts["parameters"]
@@ -125,7 +127,8 @@ def test_part_and_threshold_of_an_unstructured_pruning(bench, parent):
 
 
 def test_every_field_has_its_case():
-    assert set(PruneSpec.model_fields) == {"method", "threshold", *CASES, *SCORED}
+    elsewhere = {"skip_unfit", "apply"}  # test_two_four, test_masked_units
+    assert set(PruneSpec.model_fields) == {"method", "threshold", *elsewhere, *CASES, *SCORED}
 
 
 IDLE = (

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VERBS = [
     "import",
     "prune",
+    "prune-in-rounds",
     "retrain",
     "evaluate",
     "benchmark",
@@ -61,6 +62,20 @@ def test_the_quick_demo_and_every_verb(call, tmp_path):
     assert code == 0 and made["data"]["model"]["spec"]["rate"] is None
     code, made = call("retrain", "sparse", "--n-epochs", "1", "--steps-per-epoch", "2", "--image-size", "32", "--val-steps", "4")
     assert code == 0 and made["data"]["model"]["kind"] == "retrained"
+    training = (
+        "--retrain-n-epochs",
+        "1",
+        "--retrain-steps-per-epoch",
+        "2",
+        "--retrain-image-size",
+        "32",
+        "--retrain-val-steps",
+        "4",
+    )
+    code, made = call("prune-in-rounds", "dcae_tiny", "--schedule", "iterative", "--rounds", "2", "--rate", "0.4", *training)
+    assert code == 0 and [len(row["name"].split("iterative")) for row in made["data"]["models"]] == [1, 2, 2, 2, 2]
+    code, answer = call("prune-in-rounds", "dcae_tiny", "--schedule", "linear", "--rate", "0.2")
+    assert code == 2 and answer["error"]["legal"] == "2 rounds, or one-shot"
     assert call("evaluate", "sparse", "--image-size", "32", "--num-images", "4")[0] == 0
     assert call("benchmark", "sparse", "dcae_tiny", "--image-size", "32", "--repeats", "3")[0] == 0
     code, table = call("compare", "sparse", "dcae_tiny")
@@ -102,8 +117,10 @@ def test_every_verb_is_there_with_help():
     for verb in VERBS:
         assert verb in listed
         assert CliRunner().invoke(terminal.app, [verb, "--help"]).exit_code == 0
-    from core.specs import RetrainSpec
+    from core.specs import RetrainSpec, ScheduleSpec
 
+    together = CliRunner().invoke(terminal.app, ["prune-in-rounds", "--help"], env={"COLUMNS": "200"}).output
+    assert all(f"--{name}" in together for name in (*ScheduleSpec.model_fields, "rate", "retrain-n-epochs", "retrain-spec"))
     options = CliRunner().invoke(terminal.app, ["retrain", "--help"], env={"COLUMNS": "200"}).output
     assert all(f"--{name.replace('_', '-')}" in options for name in RetrainSpec.model_fields)
 

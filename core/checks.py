@@ -1,0 +1,56 @@
+"""A spec from whatever a caller gave, or one clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from core.errors import CoreError
+from core.specs import Spec
+
+SpecLike = Spec | Mapping[str, Any] | None
+Wanted = TypeVar("Wanted", bound=Spec)
+
+
+def checked(kind: type[Wanted], spec: SpecLike) -> Wanted:
+    """A spec of a kind from values; raises CoreError that names the field, the value and the legal range."""
+    if isinstance(spec, Spec):
+        if not isinstance(spec, kind):
+            raise CoreError(
+                f"This is a spec to {spec.operation}, not to {kind.operation}.", given=spec.operation, legal=kind.operation
+            )
+        return spec
+    try:
+        return kind.model_validate(dict(spec or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or kind.operation
+        message = first["msg"].removeprefix("Value error, ")
+        raise CoreError(
+            f"{where}: {message}", code="bad_spec", given=first.get("input"), legal=_legal(kind, first["loc"])
+        ) from error
+
+
+def changed(spec: Wanted, **values: Any) -> Wanted:
+    """The spec with some values changed, checked anew; raises as `checked` does."""
+    return checked(type(spec), {**spec.model_dump(), **values})
+
+
+def _legal(kind: type[Spec], place: tuple[Any, ...]) -> Any:
+    """The bounds or choices of a field, from its schema."""
+    if not place:
+        return None
+    schema = kind.model_json_schema()["properties"].get(str(place[0]))
+    if schema is None:
+        return sorted(kind.model_fields)
+    parts = [schema, *schema.get("anyOf", [])]
+    for part in parts:
+        if "enum" in part:
+            return part["enum"]
+        low = part.get("minimum", part.get("exclusiveMinimum"))
+        high = part.get("maximum", part.get("exclusiveMaximum"))
+        if low is not None or high is not None:
+            return f"{low if low is not None else '-inf'} to {high if high is not None else 'inf'}"
+    return None
