@@ -23,7 +23,7 @@ from core.model_manager import ModelManager
 from core.presets import PRESETS
 from core.specs import BenchmarkSpec, EvaluateSpec, PruneSpec, RetrainSpec
 from core.terminal import demo
-from dcaecore import VARIANTS, Layout, estimate, load_model
+from dcaecore import VARIANTS, Layout, estimate, load_model, sites
 from store import StoreError
 from tests.core.in_process import InProcess
 
@@ -115,6 +115,39 @@ def test_a_prediction_is_what_the_pruning_makes(manager, tiny):
     for how in ("cut", "mask"):
         with pytest.raises(CoreError, match="no site"):
             manager.predict_pruning(tiny.id, {"site_rates": {"middle": 0.5}, "apply": how})
+
+
+def test_a_proposal_prunes_to_what_it_predicted(manager, tiny):
+    """From the measurements to a model: parameters, MACs and bytes exactly as said, milliseconds with their known error."""
+    for ask in (manager.reach, manager.propose):
+        with pytest.raises(CoreError, match="never measured"):
+            ask(tiny.id, cost="parameters")
+    assert (manager.sensitivity(tiny.id), manager.latency(tiny.id)) == (None, None)
+    how = {"method": "structured", "score": "l2", "calibration_size": 32, "calibration_images": 32}
+    measured = manager.wait(
+        manager.measure_sensitivity(
+            tiny.id, {"prune": how, "rates": [0.5, 0.75], "granularity": "stage", "image_size": 32, "num_images": 16}
+        ).id
+    )
+    assert (
+        manager.sensitivity_job(tiny.id).id == measured.id and len(manager.sensitivity(tiny.id).cells) == measured.result["cells"]
+    )
+    with pytest.raises(CoreError, match="latency profile"):
+        manager.propose(tiny.id, at_most=1.0)
+    brief = {"image_size": 32, "rates": [0.5], "repeats": 3, "fit_models": 2, "check_models": 2}
+    manager.wait(manager.profile_latency(tiny.id, brief).id)
+    assert manager.latency(tiny.id, "cuda:7") is None, "of another device"
+    least, now = manager.reach(tiny.id, "parameters")
+    assert least < now == manager.cost(tiny.id).parameters
+    proposal = manager.propose(tiny.id, cost="parameters", at_most=(least + now) / 2)
+    row = manager.get_model(manager.wait(manager.prune_model(tiny.id, proposal.spec).id).model_id)
+    after = proposal.to_json()["predicted"]
+    assert row.facts["parameters"] == after["parameters"] <= (least + now) / 2
+    achieved = manager.cost(row.id, image_size=32)
+    assert (achieved.decode_macs, achieved.weight_bytes) == (after["decode_macs"], after["weight_bytes"])
+    assert after["decode_ms"] > 0 and "mean error over 2 other plans" in proposal.latency_text()
+    assert set(proposal.spec.site_rates) == {name for name, site in sites(TINY).items() if site.kind != "stream"}
+    assert 0.1 <= proposal.spec.rate <= 0.9 and manager.sensitivity(row.id) is None, "of another model"
 
 
 def test_each_verb_submits_its_operation_in_full(manager, tiny, worker):

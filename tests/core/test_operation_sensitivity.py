@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 
 import store as st
-from core.errors import CoreError
 from core.operations.context import Context, Paused
-from core.operations.models import load
-from core.planning import Planning
 from core.solver.latency import LatencyTable, group_of
 from core.solver.sensitivity import SensitivityTable
 from core.specs import ProfileSpec, PruneSpec, SensitivitySpec
-from dcaecore import VARIANTS, Layout, estimate, sites
+from dcaecore import VARIANTS, Layout, sites
 from dcaecore.cost import module_costs
 
 TINY = VARIANTS["tiny"]
@@ -31,12 +28,6 @@ def parent(bench):
 
 def table_of(bench, job) -> SensitivityTable:
     return SensitivityTable.from_json(json.loads(bench.store.blobs.read(job.result["table_digest"])))
-
-
-def planning(bench) -> Planning:
-    made = Planning()
-    made.store, made.settings = bench.store, bench.settings
-    return made
 
 
 def test_a_cell_is_what_pruning_that_site_alone_gives(bench, parent):
@@ -112,25 +103,6 @@ def test_a_profile_covers_every_block_of_any_plan(bench, parent, streams):
 def test_half_a_profile(bench, parent):
     job = bench.run("profile", parent.id, image_size=32, rates=[0.5], repeats=3, fit_models=2, check_models=2, part="decoder")
     assert set(job.result["errors"]) == {"decoder"}
-
-
-def test_a_proposal_prunes_to_what_it_predicted(bench):
-    parent = bench.add(seed=5, name="solved")
-    plans = planning(bench)
-    with pytest.raises(CoreError, match="never measured"):
-        plans.propose(parent.id, cost="parameters", loss_db=1.0)
-    how = {key: value for key, value in FITTED.items() if key not in ("part", "kinds")}
-    bench.run("sensitivity", parent.id, prune=how, rates=[0.5, 0.75], granularity="stage", **DATA)
-    total = estimate(TINY, Layout(), image_size=32).parameters
-    proposal = plans.propose(parent.id, cost="parameters", at_most=0.8 * total)
-    made = bench.run("prune", parent.id, **proposal.spec.model_dump(mode="json"))
-    facts = load(bench.store, made.model_id).row.facts
-    assert facts["parameters"] == proposal.solution.after["parameters"] <= 0.8 * total
-    assert proposal.to_json()["predicted"]["parameters"] == facts["parameters"]
-    assert 0.1 <= proposal.spec.rate <= 0.9 and set(proposal.spec.site_rates) == {
-        name for name, site in sites(TINY).items() if site.kind != "stream"
-    }
-    assert plans.sensitivity(made.model_id) is None, "of another model"
 
 
 @pytest.mark.parametrize(
