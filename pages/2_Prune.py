@@ -17,7 +17,7 @@ if chain:
     made = finished(manager, chain)
     if made is not None:
         origin = st.query_params.get("from", made)
-        st.switch_page("pages/4_Compare.py", query_params={"models": f"{origin},{made}"})
+        st.switch_page("pages/4_Compare.py", query_params={"models": ",".join(manager.family(made, [origin]))})
     watch_chain(manager, chain)
     st.divider()
 left, right = st.columns(2, gap="large")

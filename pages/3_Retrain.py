@@ -28,7 +28,11 @@ def watch(ref: str) -> None:
     steps, values = manager.series(ref, "loss", max_points=400)
     if len(steps) > 1:
         with loss:
-            st.echarts_chart(line_chart({"loss": (steps, values)}, "step", log=min(values) > 0), height=260, key="retrain-loss")
+            st.echarts_chart(
+                line_chart({"loss": (steps, values)}, "step", log=0 < 10 * min(values) < max(values)),
+                height=260,
+                key="retrain-loss",
+            )
     curves = {METRICS[k].title: manager.series(ref, f"val_{k}", max_points=400) for k in ("psnr_db", "foreground_psnr_db")}
     curves = {name: curve for name, curve in curves.items() if curve[0]}
     if curves:

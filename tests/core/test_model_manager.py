@@ -196,7 +196,7 @@ def test_what_an_evaluation_left_is_shown(manager, tiny, worker):
     metrics = manager.get_model_metrics(tiny.id)
     assert metrics["psnr_db"] == pytest.approx(sum(manager.image_psnr(tiny.id)) / 4)
     child = manager.wait(manager.prune_model(tiny.id).id).model_id
-    assert manager.baseline_marks(child) == {"baseline psnr_db": metrics["psnr_db"]}
+    assert manager.baseline_marks(child) == {"baseline PSNR": metrics["psnr_db"]}
     # Another family was evaluated since, at a size of its own: figures of one family compare.
     other = worker.bench.add(seed=1, name="other")
     manager.wait(manager.evaluate_model(other.id, {**EVALUATE, "image_size": 64}).id)
