@@ -44,12 +44,24 @@ with right:
             rows = (
                 ("Parameters", before.parameters, after.parameters, 1e6, "M"),
                 ("Decode MACs", before.decode_macs, after.decode_macs, 1e9, "G"),
-                ("Weights", before.weight_bytes, after.weight_bytes, 1e6, "MB"),
+                (
+                    "Weights (dense)" if values["method"] in UNSTRUCTURED_METHODS else "Weights",
+                    before.weight_bytes,
+                    after.weight_bytes,
+                    1e6,
+                    "MB",
+                ),
             )
             for place, (title, a, b, scale, unit) in zip(st.columns(3), rows, strict=True):
-                place.metric(title, f"{b / scale:.2f} {unit}", f"{b / a - 1:+.1%}", delta_color="inverse", border=True)
+                same = a == b
+                place.metric(
+                    title, f"{b / scale:.2f} {unit}", "unchanged" if same else f"{b / a - 1:+.1%}", border=True,
+                    delta_color="off" if same else "inverse", delta_arrow="off" if same else "auto",
+                )  # fmt: skip
         if values["method"] in UNSTRUCTURED_METHODS:
-            st.caption("Single weights become zero: the file compresses better, the speed on dense kernels stays as it is.")
+            st.caption(
+                "Single weights become zero: the stored file shrinks with them, the speed on dense kernels stays as it is."
+            )
         then = st.toggle(
             "Then retrain and compare", value=True, help="Adds the medium preset's retraining, an evaluation and a benchmark."
         )

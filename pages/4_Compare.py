@@ -84,10 +84,11 @@ with guarded():
             "Cost", costs, index=costs.index("decode_ms") if "decode_ms" in costs else 0, format_func=lambda k: METRICS[k].title
         )
         y_key = b.selectbox("Quality", goods, format_func=lambda k: METRICS[k].title)
-        chart = go.Figure()
+        chart, left_out = go.Figure(), []
         for number, model in enumerate(comparison.models):
             x, y = comparison.figures[model.id][x_key].value, comparison.figures[model.id][y_key].value
             if x is None or y is None:
+                left_out.append(model.name)
                 continue
             chart.add_scatter(
                 x=[x * METRICS[x_key].scale], y=[y * METRICS[y_key].scale], text=[model.name], name=model.name,
@@ -98,6 +99,8 @@ with guarded():
         chart.update_layout(height=360, showlegend=False, margin={"t": 30, "l": 90, "r": 90}, xaxis_title=titles["x"],
                             yaxis_title=titles["y"])  # fmt: skip
         st.plotly_chart(chart)
+        if left_out:
+            st.caption(f"Not drawn, as one of the two figures is missing: {', '.join(left_out)}.")
     else:
         st.caption("No model shown has quality figures yet: *Validate*, below, measures them.")
     st.subheader("Images")

@@ -41,7 +41,9 @@ def boot(title: str) -> ModelManager:
     # Streamlit leaves six rem above the first line.
     st.html(
         "<style>.stMainBlockContainer{padding-top:2.5rem} [data-testid='stMetricValue']{font-size:1.6rem} "
-        "[data-testid='stMetricDelta'] *{white-space:normal !important; overflow:visible}</style>"
+        "[data-testid='stMetricDelta'] *{white-space:normal !important; overflow:visible} "
+        # In a narrow window cards wrap to the next line; their text would be cut off.
+        ".stColumn:has([data-testid='stMetric']):not(:has(.stColumn)){min-width:9.5rem}</style>"
     )
     with guarded():
         manager = _manager()

@@ -42,7 +42,7 @@ def watch_chain(_manager: ModelManager, ids: list[str]) -> None:
         with st.expander("Log"):
             show_log(_manager, active.id)
         if active.state in ("failed", "cancelled"):
-            st.caption("The steps after it wait: *Resume* goes on, *Put away* cancels them. Models made so far stay.")
+            st.caption("*Resume* goes on from here; *Put away* cancels the steps that wait. Models made so far stay.")
             if st.button("Put away", icon=":material/close:"):
                 for job in jobs:
                     if job.state in ("queued", "blocked"):
