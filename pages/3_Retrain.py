@@ -37,6 +37,7 @@ def watch(ref: str) -> None:
     curves = {name: curve for name, curve in curves.items() if curve[0]}
     if curves:
         marks = manager.baseline_marks(job.parent_model_id) if job.parent_model_id else {}
+        marks = {name: value for name, value in marks.items() if name.removeprefix("baseline ") in curves}
         with quality:
             st.echarts_chart(line_chart(curves, "step", marks=marks), height=260, key="retrain-quality")
     shown = manager.job_pictures(ref)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil, floor
+
 import streamlit as st
 
 from core.model_manager import ModelManager
@@ -73,11 +75,16 @@ def line_chart(
 ) -> dict:
     """ECharts options for curves of (x, y); `marks` are horizontal reference lines."""
     shown = [value for _, values in curves.values() for value in values] + list((marks or {}).values())
-    spread = (max(shown) - min(shown)) * 0.05 if shown else 0.0
     # ECharts fits its axis to the curves alone: marks would lie outside.
-    edges = {"min": round(min(shown) - spread, 2), "max": round(max(shown) + spread, 2)} if marks and shown else {}
+    edges = {"min": floor(min(shown)), "max": ceil(max(shown))} if marks and shown else {}
     series = [
-        {"type": "line", "name": name, "showSymbol": False, "animation": False, "data": [list(p) for p in zip(x, y, strict=True)]}
+        {
+            "type": "line",
+            "name": name,
+            "showSymbol": len(x) == 1,
+            "animation": False,
+            "data": [list(p) for p in zip(x, y, strict=True)],
+        }
         for name, (x, y) in curves.items()
     ]
     if series and marks:

@@ -108,7 +108,8 @@ def pictures(manager: ModelManager, row: ModelRow, *, count: int = 8) -> None:
             "Reconstructions come with the validation." if on_the_way else "No reconstructions yet: *Validate* makes them."
         )
         return
+    st.caption("Originals above, reconstructions below.")
     columns = st.columns(count)
     for place, (original, made) in zip(columns, found[:count], strict=False):
-        place.image(original, caption="original", width="stretch")
-        place.image(made, caption="reconstruction", width="stretch")
+        place.image(original, width="stretch")
+        place.image(made, width="stretch")
