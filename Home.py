@@ -37,7 +37,14 @@ def compress_cards(parent: str) -> None:
             if st.button("Chosen" if chosen == name else "Choose", key=f"preset-{name}", type=kind, width="stretch"):
                 st.query_params["preset"] = name
                 st.rerun()
-    if chosen in PRESETS and st.button("Run", type="primary", icon=":material/play_arrow:", key="run-preset"):
+    with st.container(horizontal=True):
+        run = chosen in PRESETS and st.button("Run", type="primary", icon=":material/play_arrow:", key="run-preset")
+        if st.button("Not now", type="tertiary"):
+            st.query_params.pop("preset", None)
+            st.query_params.pop("compress", None)
+            st.rerun()
+    if run:
+        assert chosen is not None
         with guarded():
             jobs = manager.compress(parent, chosen, data=data, image_size=size)
             st.query_params.pop("preset", None)
@@ -52,8 +59,7 @@ if chain:
         made = finished(manager, chain)
         if made is not None:
             origin = st.query_params.get("from", made)
-            models = list(dict.fromkeys([manager.compare([made]).models[0].id, origin]))
-            st.switch_page("pages/4_Compare.py", query_params={"models": ",".join(reversed(models))})
+            st.switch_page("pages/4_Compare.py", query_params={"models": ",".join(manager.family(made, [origin]))})
         st.subheader("Compressing")
         st.caption("You may close the browser: the job goes on. Compare opens here when it is done.")
         watch_chain(manager, chain)

@@ -73,6 +73,13 @@ class Figure:
             return None
         return (change > 0) == self.metric.higher_is_better
 
+    def change_text(self, change: float) -> str:
+        """The relative change; in brackets the difference too, where the unit is dB or per cent and a ratio says little."""
+        if self.value is None or self.metric.unit not in ("dB", "%"):
+            return f"{change:+.1%}"
+        difference = (self.value - self.value / (1 + change)) * self.metric.scale
+        return f"{change:+.1%} ({difference:+.2f} {'points' if self.metric.unit == '%' else self.metric.unit})"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -160,7 +167,7 @@ def _shared_measurement(store: Store, shown: Sequence[str], notes: list[str]) ->
     missing = [ref for ref in shown if ref not in best.models]
     if missing:
         notes.append(
-            f"{len(missing)} models were not in the benchmark run shown: latencies compare only within one run. "
-            "Benchmark them together."
+            f"{len(missing)} of {len(shown)} models {'was' if len(missing) == 1 else 'were'} not in the benchmark run shown: "
+            "latencies compare only within one run. Benchmark them together."
         )
     return best

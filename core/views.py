@@ -14,6 +14,7 @@ from PIL import Image
 
 import store as st
 import store.jobs as jobs
+from core.compare import METRICS
 from core.errors import CoreError
 from core.settings import Settings
 from dcaecore import read_header
@@ -28,6 +29,15 @@ class Deletion:
     names: tuple[str, ...]
     bytes: int
     jobs_in_the_way: tuple[str, ...]
+
+
+def _plain(value: Any) -> str:
+    """A setting as text: lists and tables without their Python quotes."""
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {_plain(part)}" for key, part in value.items()) + ")"
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(_plain(part) for part in value) + ")"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 class Views:
@@ -70,9 +80,9 @@ class Views:
                 continue
             default = standard.get(key)
             if isinstance(value, dict) and isinstance(default, dict) and default:
-                told += [f"{key}.{inner} {part}" for inner, part in value.items() if default.get(inner) != part]
+                told += [f"{key}.{inner} {_plain(part)}" for inner, part in value.items() if default.get(inner) != part]
             elif value != default or key in ("method", "rate", "source"):
-                told.append(f"{key} {value}")
+                told.append(f"{key} {_plain(value)}")
         return f"{operation}: " + ", ".join(told)
 
     def pictures(self, ref: str) -> list[tuple[bytes, bytes]]:
@@ -106,7 +116,11 @@ class Views:
         """The baseline's quality as reference lines of a plot."""
         baseline = st.baseline_of(self.store, ref)
         means = st.scores.scores(self.store, baseline.id)
-        return {f"baseline {key}": value for key in ("psnr_db", "foreground_psnr_db") if (value := means.get(key)) is not None}
+        return {
+            f"baseline {METRICS[key].title}": value
+            for key in ("psnr_db", "foreground_psnr_db")
+            if (value := means.get(key)) is not None
+        }
 
     def weight_histogram(self, ref: str, bins: int = 80) -> tuple[list[float], list[int], int]:
         """(bin edges, counts, exact zeros) over all prunable weights."""

@@ -39,7 +39,8 @@ with st.expander("Import a model", icon=":material/add:"):
             if st.button("Import this file"):
                 import_and_show(str(picked))
         else:
-            st.caption(f"No {', '.join(SUFFIXES)} files there.")
+            missing = f"No {', '.join(SUFFIXES)} files in" if folder.is_dir() else "There is no folder"
+            st.caption(f"{missing} {folder.resolve()}.")
     with upload_tab:
         upload = st.file_uploader("A small checkpoint", type=[s[1:] for s in SUFFIXES])
         if upload is not None and st.button("Import the upload"):
@@ -67,7 +68,14 @@ with st.expander("Reconstructions", expanded=True):
     pictures(manager, row)
 with st.expander("Per-layer table"):
     table = [
-        {"layer": m.name, "kind": m.kind, "parameters": m.parameters, "MACs (M)": m.macs / 1e6, "units": m.units, "side": m.side}
+        {
+            "layer": m.name,
+            "kind": m.kind,
+            "parameters": m.parameters,
+            "MACs (M)": m.macs / 1e6,
+            "units": m.units,
+            "side (px)": m.side,
+        }
         for m in cost.modules
     ]
     st.dataframe(table, hide_index=True, height=420)
@@ -81,7 +89,7 @@ with st.expander("Weight distribution"):
         st.plotly_chart(figure)
         st.caption(f"{zeros:,} weights are exactly zero (not in the bars).")
 with st.expander("Configuration"):
-    st.json(row.config)
+    st.json(row.config, expanded=1)
 jobs = [job for job in manager.jobs(limit=20) if job.parent_model_id == row.id and job.state == "done"]
 if jobs:
     st.caption(f"Last job on this model: {jobs[0].operation}, ended {str(jobs[0].ended)[:16].replace('T', ' ')} UTC")

@@ -50,7 +50,7 @@ if chain:
     made = finished(manager, chain)
     if made is not None:
         origin = st.query_params.get("from", made)
-        st.switch_page("pages/4_Compare.py", query_params={"models": f"{origin},{made}"})
+        st.switch_page("pages/4_Compare.py", query_params={"models": ",".join(manager.family(made, [origin]))})
     if all(manager.job(ref).state == "done" for ref in chain):  # what was measured stands below
         del st.query_params["chain"]
         st.rerun()
@@ -80,12 +80,24 @@ with right:
             rows = (
                 ("Parameters", before.parameters, after.parameters, 1e6, "M"),
                 ("Decode MACs", before.decode_macs, after.decode_macs, 1e9, "G"),
-                ("Weights", before.weight_bytes, after.weight_bytes, 1e6, "MB"),
+                (
+                    "Weights" if values["method"] in STRUCTURED_METHODS else "Weights (dense)",
+                    before.weight_bytes,
+                    after.weight_bytes,
+                    1e6,
+                    "MB",
+                ),
             )
             for place, (title, a, b, scale, unit) in zip(st.columns(3), rows, strict=True):
-                place.metric(title, f"{b / scale:.2f} {unit}", f"{b / a - 1:+.1%}", delta_color="inverse", border=True)
+                same = a == b
+                place.metric(
+                    title, f"{b / scale:.2f} {unit}", "unchanged" if same else f"{b / a - 1:+.1%}", border=True,
+                    delta_color="off" if same else "inverse", delta_arrow="off" if same else "auto",
+                )  # fmt: skip
         if values["method"] not in STRUCTURED_METHODS:
-            st.caption("Single weights become zero: the file compresses better, the speed on dense kernels stays as it is.")
+            st.caption(
+                "Single weights become zero: the stored file shrinks with them, the speed on dense kernels stays as it is."
+            )
         then = st.toggle(
             "Then retrain and compare",
             value=True,

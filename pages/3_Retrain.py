@@ -28,11 +28,16 @@ def watch(ref: str) -> None:
     steps, values = manager.series(ref, "loss", max_points=400)
     if len(steps) > 1:
         with loss:
-            st.echarts_chart(line_chart({"loss": (steps, values)}, "step", log=min(values) > 0), height=260, key="retrain-loss")
+            st.echarts_chart(
+                line_chart({"loss": (steps, values)}, "step", log=0 < 10 * min(values) < max(values)),
+                height=260,
+                key="retrain-loss",
+            )
     curves = {METRICS[k].title: manager.series(ref, f"val_{k}", max_points=400) for k in ("psnr_db", "foreground_psnr_db")}
     curves = {name: curve for name, curve in curves.items() if curve[0]}
     if curves:
         marks = manager.baseline_marks(job.parent_model_id) if job.parent_model_id else {}
+        marks = {name: value for name, value in marks.items() if name.removeprefix("baseline ") in curves}
         with quality:
             st.echarts_chart(line_chart(curves, "step", marks=marks), height=260, key="retrain-quality")
     shown = manager.job_pictures(ref)

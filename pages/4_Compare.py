@@ -10,14 +10,15 @@ import streamlit as st  # noqa: E402
 
 from core.compare import METRICS  # noqa: E402
 from core.views import png_difference  # noqa: E402
-from pages.ui.figures import change_text, validate_and_save  # noqa: E402
+from pages.ui.chain import PALETTE  # noqa: E402
+from pages.ui.figures import change_text, measured_text, protocol_text, validate_and_save, watch_validations  # noqa: E402
 
 st.title("Compare")
 rows = {row.id: row for row in manager.list_models()}
 asked = [ref for ref in st.query_params.get("models", "").split(",") if ref in rows]
 current = manager.current()
 assert current is not None
-default = manager.family(asked[-1] if asked else current.id, asked)
+default = asked if len(asked) > 1 else manager.family(asked[0] if asked else current.id, asked)
 picked = st.multiselect("Models", list(rows), default=default, format_func=lambda ref: describe(rows[ref]))
 if not picked:
     st.info("Choose at least one model.")
@@ -25,6 +26,9 @@ if not picked:
 st.query_params["models"] = ",".join(picked)
 with guarded():
     comparison = manager.compare(picked)
+    waiting = [job for ref in picked for job in manager.validations(ref)]
+    if waiting:
+        watch_validations(manager, picked, len(waiting))
     only = st.toggle("Only what differs")
     table = []
     for key, metric in METRICS.items():
@@ -41,33 +45,32 @@ with guarded():
 
     def colour(text: object) -> str:
         shown = str(text)
-        return "color: #2e8b57" if shown.endswith("▲") else "color: #d1495b" if shown.endswith("▼") else ""
+        better, worse = ("#6fcf97", "#ff8a94") if st.context.theme.type == "dark" else ("#1d7043", "#b8293d")
+        return f"color: {better}" if shown.endswith("▲") else f"color: {worse}" if shown.endswith("▼") else ""
 
-    st.dataframe(pd.DataFrame(table).style.map(colour), hide_index=True, height="content")
+    st.dataframe(
+        pd.DataFrame(table).style.map(colour), hide_index=True, height="content",
+        column_config={"": st.column_config.Column(width=190, pinned=True)},
+    )  # fmt: skip
     st.caption("▲ better, ▼ worse than the baseline.")
     if comparison.protocol:
-        p = comparison.protocol
-        st.caption(
-            f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}, "
-            f"protocol {p['images_sha256'][:8]}."
-        )
+        st.caption(protocol_text(comparison.protocol), help=f"Images' SHA-256: {comparison.protocol['images_sha256']}")
     if comparison.measurement:
-        m = comparison.measurement
-        st.caption(
-            f"Cost: {m['device']}, {m['dtype']}, {m['image_size']} px, batch {m['batch_size']}, "
-            f"{m['threads']} threads, median of {m['repeats']} interleaved repeats."
-        )
+        st.caption(measured_text(comparison.measurement))
     for note in comparison.notes:
         st.warning(note)
     with st.container(horizontal=True):
         if st.button("Benchmark them together", help="One interleaved run over all models shown."):
             manager.benchmark_models(picked)
-            st.toast("Queued.")
+            st.toast("The benchmark is queued; figures appear here when it is done.")
+            st.rerun()
         target = st.selectbox(
             "Which becomes current", picked, index=len(picked) - 1, format_func=lambda ref: rows[ref].name,
             label_visibility="collapsed", width=360,
         )  # fmt: skip
-        if st.button("Make current", type="primary"):
+        already = target == current.id
+        told = "It is the current model already." if already else "Home and the pages start from the current model."
+        if st.button("Make current", type="primary", disabled=already, help=told):
             manager.promote(target)
             st.rerun()
 
@@ -81,17 +84,23 @@ with guarded():
             "Cost", costs, index=costs.index("decode_ms") if "decode_ms" in costs else 0, format_func=lambda k: METRICS[k].title
         )
         y_key = b.selectbox("Quality", goods, format_func=lambda k: METRICS[k].title)
-        chart = go.Figure()
-        for model in comparison.models:
+        chart, left_out = go.Figure(), []
+        for number, model in enumerate(comparison.models):
             x, y = comparison.figures[model.id][x_key].value, comparison.figures[model.id][y_key].value
             if x is None or y is None:
+                left_out.append(model.name)
                 continue
-            chart.add_scatter(x=[x * METRICS[x_key].scale], y=[y * METRICS[y_key].scale], text=[model.name], mode="markers+text",
-                              textposition="top center", marker={"size": 14}, name=model.name, cliponaxis=False)  # fmt: skip
+            chart.add_scatter(
+                x=[x * METRICS[x_key].scale], y=[y * METRICS[y_key].scale], text=[model.name], name=model.name,
+                mode="markers+text", textposition="top center", cliponaxis=False,
+                marker={"size": 14, "color": PALETTE[number % len(PALETTE)]},
+            )  # fmt: skip
         titles = {axis: f"{METRICS[key].title} ({METRICS[key].unit})" for axis, key in (("x", x_key), ("y", y_key))}
         chart.update_layout(height=360, showlegend=False, margin={"t": 30, "l": 90, "r": 90}, xaxis_title=titles["x"],
                             yaxis_title=titles["y"])  # fmt: skip
         st.plotly_chart(chart)
+        if left_out:
+            st.caption(f"Not drawn, as one of the two figures is missing: {', '.join(left_out)}.")
     else:
         st.caption("No model shown has quality figures yet: *Validate*, below, measures them.")
     st.subheader("Images")
@@ -106,10 +115,10 @@ with guarded():
         order.sort(key=lambda i: scores[picked[-1]][i] - scores[picked[0]][i])
         st.caption("Sorted by what the last model loses against the first; PSNR of each image below it.")
     for index in order:
-        places = st.columns(1 + len(picked))
+        places = st.columns(max(4, 1 + len(picked)))  # two alone would fill a screen each
         original = next(images for images in found.values() if images)[index][0]
         places[0].image(original, caption="original", width="stretch")
-        for place, ref in zip(places[1:], picked, strict=True):
+        for place, ref in zip(places[1:], picked, strict=False):
             if not found[ref]:
                 place.caption("not evaluated")
                 continue

@@ -12,7 +12,7 @@ from pages.ui.tree import clicked_model, tree_chart, tree_height  # noqa: E402
 FOCUS = 300
 
 st.title("Lineage")
-words = st.text_input("Search", placeholder="name, id, kind, note, tag", label_visibility="collapsed")
+words = st.text_input("Search", placeholder="Search by name, id, kind, note or tag", label_visibility="collapsed")
 rows = manager.list_models(text=words or None)
 everything = {row.id: row for row in manager.list_models()}
 if not rows:
@@ -25,6 +25,7 @@ if chosen not in everything:
     chosen = current.id
 shown = rows[:FOCUS]
 event = st.echarts_chart(tree_chart(shown, chosen=chosen), height=tree_height(shown), key="lineage-tree", on_select="rerun")
+st.caption("A click on a model shows it below; size is its number of parameters.")
 if len(rows) > FOCUS:
     st.caption(f"The newest {FOCUS} of {len(rows)} models are drawn; the table has all.")
 clicked = clicked_model(event, shown)
@@ -34,8 +35,9 @@ if clicked and clicked != st.session_state.get("lineage-clicked"):
     st.rerun()
 with st.expander("All models as a table", expanded=len(rows) > FOCUS):
     table = [
-        {"name": r.name, "id": r.id, "kind": r.kind, "parameters (M)": r.facts["parameters"] / 1e6, "sparsity": r.facts["sparsity"],
-         "created": r.created[:19], "tags": ", ".join(r.tags)}
+        {"name": r.name, "id": r.id, "kind": r.kind, "parameters (M)": r.facts["parameters"] / 1e6,
+         "sparsity": f"{r.facts['sparsity']:.1%}",
+         "created (UTC)": r.created[:19].replace("T", " "), "tags": ", ".join(r.tags)}
         for r in rows
     ]  # fmt: skip
     picked = st.dataframe(table, hide_index=True, on_select="rerun", selection_mode="single-row", key="lineage-table")
@@ -46,16 +48,18 @@ with st.expander("All models as a table", expanded=len(rows) > FOCUS):
 with guarded():
     row = manager.get_model(chosen)
     st.subheader(row.name)
-    st.caption(f"{row.id} · {row.kind} · {row.created[:19].replace('T', ' ')} UTC · {' '.join('★' + a for a in row.aliases)}")
+    about = [row.id, row.kind, f"{row.created[:19].replace('T', ' ')} UTC", *(f"★{alias}" for alias in row.aliases)]
+    st.caption(" · ".join(about))
     headline(manager, row)
     validate_and_save(manager, row, key="lineage")
-    go_on = st.columns(4)
+    go_on = st.columns(4, vertical_alignment="center")
     go_on[0].page_link("pages/2_Prune.py", label="Prune from here", icon=":material/content_cut:", query_params={"model": row.id})
     go_on[1].page_link(
         "pages/3_Retrain.py", label="Retrain from here", icon=":material/model_training:", query_params={"model": row.id}
     )
     go_on[2].page_link("pages/4_Compare.py", label="Compare", icon=":material/compare:", query_params={"models": row.id})
-    if go_on[3].button("Make current", disabled="current" in row.aliases):
+    already = "current" in row.aliases
+    if go_on[3].button("Make current", disabled=already, help="It is the current model already." if already else None):
         manager.promote(row.id)
         st.rerun()
     left, right = st.columns(2)

@@ -270,6 +270,8 @@ def worker() -> None:
 def setup() -> None:
     """Write the sample images and import the demo model, where they are not there yet."""
     manager = state.manager()
+    if manager.current() is None and not state.json:
+        output.console.print("Drawing the sample images and importing the demo model: about a minute, once.")
     demo_job.prepare(manager)
     output.emit({"home": str(manager.store.root)}) if state.json else output.console.print("Ready.")
 

@@ -64,7 +64,7 @@ def follow(manager: ModelManager, job: JobRow, *, quiet: bool) -> JobRow:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Rows are figures, columns models; changes against parent and baseline in per cent."""
+    """Rows are figures, columns models; with changes against the baseline."""
     table = Table(title=None, header_style="bold")
     table.add_column("")
     for model in comparison.models:
@@ -78,7 +78,7 @@ def comparison_table(comparison: Comparison) -> Table:
             if change is not None:
                 better = figure.better(change)
                 colour = {True: "green", False: "red", None: "dim"}[better]
-                text += f" [{colour}]{change:+.1%}[/]"
+                text += f" [{colour}]{figure.change_text(change)}[/]"
             cells.append(text)
         if any(comparison.figures[m.id][key].value is not None for m in comparison.models):
             table.add_row(metric.title, *cells)
@@ -93,8 +93,9 @@ def show_comparison(comparison: Comparison) -> None:
         console.print(f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}.")
     if comparison.measurement:
         m = comparison.measurement
+        threads = f"{m['threads']} thread{'s' if m['threads'] != 1 else ''}"
         console.print(
-            f"Cost: {m['device']}, {m['threads']} threads, {m['dtype']}, {m['image_size']} px, batch {m['batch_size']}, "
+            f"Cost: {m['device']}, {threads}, {m['dtype']}, {m['image_size']} px, batch {m['batch_size']}, "
             f"median of {m['repeats']} interleaved repeats. Changes are against the baseline."
         )
     for note in comparison.notes:

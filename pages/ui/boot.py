@@ -22,7 +22,9 @@ CONTROL_ICONS = {"pause": ":material/pause:", "resume": ":material/play_arrow:",
 ACTIVE = ("queued", "starting", "running", "pausing", "paused", "cancelling", "blocked")
 
 
-@st.cache_resource(show_spinner="Opening the store and importing the demo model…")
+@st.cache_resource(
+    show_spinner="Opening the store. The first time, sample images are drawn and the demo model is imported: about a minute…"
+)
 def _manager() -> ModelManager:
     made = ModelManager()
     prepare(made)
@@ -35,11 +37,14 @@ def _manager() -> ModelManager:
 
 def boot(title: str) -> ModelManager:
     """Sets the page up, draws the sidebar and returns the service."""
-    st.set_page_config(
-        page_title=f"{title} · Offshoot", page_icon=":material/eco:", layout="wide", initial_sidebar_state="expanded"
-    )
+    st.set_page_config(page_title=f"{title} · Offshoot", page_icon="🌱", layout="wide", initial_sidebar_state="expanded")
     # Streamlit leaves six rem above the first line.
-    st.html("<style>.stMainBlockContainer{padding-top:2.5rem} [data-testid='stMetricValue']{font-size:1.6rem}</style>")
+    st.html(
+        "<style>.stMainBlockContainer{padding-top:2.5rem} [data-testid='stMetricValue']{font-size:1.6rem} "
+        "[data-testid='stMetricDelta'] *{white-space:normal !important; overflow:visible} "
+        # In a narrow window cards wrap to the next line; their text would be cut off.
+        ".stColumn:has([data-testid='stMetric']):not(:has(.stColumn)){min-width:9.5rem}</style>"
+    )
     with guarded():
         manager = _manager()
         _sidebar(manager)
@@ -116,12 +121,13 @@ def _job_chip() -> None:
     manager = _manager()
     active = manager.jobs(states=ACTIVE, limit=20)
     running = [job for job in active if job.state not in ("queued", "blocked")]
-    waiting = len(active) - len(running)
     if not active:
         st.caption("No job is running.")
         return
-    for job in running[:2] or active[-1:]:
+    shown = running[:2] or active[-1:]
+    for job in shown:
         job_bar(manager, job, key="chip")
+    waiting = len(active) - len(shown)
     if waiting > 0:
         st.caption(f"{waiting} more waiting")
 

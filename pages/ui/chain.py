@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from math import ceil, floor
+
 import streamlit as st
 
 from core.model_manager import ModelManager
 from pages.ui.boot import job_bar, show_error
 
-MARKS = {"done": "check_circle", "failed": "error", "cancelled": "cancel", "running": "sync", "starting": "sync"}
+PALETTE = ("#4b9c68", "#e08a2e", "#5b8def", "#d9607a", "#9a7bd0")
+"""Of curves and points: each reads on the light and on the dark ground."""
+MARKS = {
+    "done": "check_circle",
+    "failed": "error",
+    "cancelled": "cancel",
+    "running": "sync",
+    "starting": "sync",
+    "paused": "pause_circle",
+}
 
 
 def start_chain(ids: list[str], parent: str) -> None:
@@ -18,7 +29,7 @@ def start_chain(ids: list[str], parent: str) -> None:
 
 @st.fragment(run_every=0.7)
 def watch_chain(_manager: ModelManager, ids: list[str]) -> None:
-    """Each step with its state; when all are done, the page reruns and opens Compare."""
+    """Each step with its state; when all are done, the page reruns and opens Compare. A chain that stopped can be put away."""
     jobs = [_manager.job(ref) for ref in ids]
     st.markdown("  →  ".join(f":material/{MARKS.get(job.state, 'schedule')}: {job.operation}" for job in jobs))
     active = next((job for job in jobs if job.state not in ("done", "queued", "blocked")), None)
@@ -26,12 +37,21 @@ def watch_chain(_manager: ModelManager, ids: list[str]) -> None:
         job_bar(_manager, active, key="chain")
         if active.state == "failed" and active.error:
             show_error(active.error)
-        if active.operation == "retrain" and active.state == "running":
+        if active.operation == "retrain" and active.state in ("running", "pausing", "paused"):
             steps, values = _manager.series(active.id, "loss", max_points=300)
             if len(steps) > 1:
                 st.echarts_chart(line_chart({"loss": (steps, values)}, "step"), height=220, key=f"chain-loss-{active.id}")
         with st.expander("Log"):
             show_log(_manager, active.id)
+        if active.state in ("failed", "cancelled"):
+            st.caption("*Resume* goes on from here; *Put away* cancels the steps that wait. Models made so far stay.")
+            if st.button("Put away", icon=":material/close:"):
+                for job in jobs:
+                    if job.state in ("queued", "blocked"):
+                        _manager.control(job.id, "cancel")
+                st.query_params.pop("chain", None)
+                st.query_params.pop("from", None)
+                st.rerun(scope="app")
     if all(job.state == "done" for job in jobs):
         st.rerun(scope="app")
 
@@ -54,8 +74,17 @@ def line_chart(
     curves: dict[str, tuple[list[int], list[float]]], x_name: str, *, log: bool = False, marks: dict[str, float] | None = None
 ) -> dict:
     """ECharts options for curves of (x, y); `marks` are horizontal reference lines."""
+    shown = [value for _, values in curves.values() for value in values] + list((marks or {}).values())
+    # ECharts fits its axis to the curves alone: marks would lie outside.
+    edges = {"min": floor(min(shown)), "max": ceil(max(shown))} if marks and shown else {}
     series = [
-        {"type": "line", "name": name, "showSymbol": False, "animation": False, "data": [list(p) for p in zip(x, y, strict=True)]}
+        {
+            "type": "line",
+            "name": name,
+            "showSymbol": len(x) == 1,
+            "animation": False,
+            "data": [list(p) for p in zip(x, y, strict=True)],
+        }
         for name, (x, y) in curves.items()
     ]
     if series and marks:
@@ -67,10 +96,11 @@ def line_chart(
             ],
         }
     return {
+        "color": PALETTE,
         "legend": {"top": 0},
         "tooltip": {"trigger": "axis"},
         "grid": {"left": 60, "right": 20, "top": 30, "bottom": 40},
         "xAxis": {"type": "value", "name": x_name, "nameLocation": "middle", "nameGap": 24},
-        "yAxis": {"type": "log" if log else "value", "scale": True},
+        "yAxis": {"type": "log" if log else "value", "scale": True, **edges},
         "series": series,
     }

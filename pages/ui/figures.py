@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from core.compare import METRICS, Comparison, Figure
@@ -16,7 +18,11 @@ HEADLINE = ("parameters", "sparsity", "decode_ms", "encode_ms", "psnr_db", "fore
 def change_text(figure: Figure) -> str | None:
     """Both changes in one line, or None where there is nothing to compare with."""
     changes = {"baseline": figure.against_baseline, "parent": figure.against_parent}
-    texts = {name: "unchanged" if abs(value) < 5e-4 else f"{value:+.1%}" for name, value in changes.items() if value is not None}
+    texts = {
+        name: "unchanged" if abs(value) < 5e-4 else figure.change_text(value)
+        for name, value in changes.items()
+        if value is not None
+    }
     if len(texts) == 2 and len(set(texts.values())) == 1:
         return texts["baseline"] if texts["baseline"] == "unchanged" else f"{texts['baseline']} baseline and parent"
     return " · ".join(f"as its {name}" if text == "unchanged" else f"{text} {name}" for name, text in texts.items()) or None
@@ -42,25 +48,34 @@ def headline(manager: ModelManager, row: ModelRow, *, keys: tuple[str, ...] = HE
     ]
     waiting = manager.validations(row.id)
     if waiting:
-        _watch_validation(manager, row.id, len(waiting))
+        watch_validations(manager, [row.id], len(waiting))
     elif missing:
         st.caption(f"Not measured yet: {', '.join(missing)}. *Validate* measures quality and cost.")
     if comparison.measurement:
-        m = comparison.measurement
-        st.caption(
-            f"Latency: {m['device']}, {m['dtype']}, {m['image_size']} px, batch {m['batch_size']}, {m['threads']} threads, "
-            f"median of {m['repeats']} interleaved repeats."
-        )
+        st.caption(measured_text(comparison.measurement))
     if comparison.protocol and any(figures[key].value is not None for key in shown if METRICS[key].source == "scores"):
-        p = comparison.protocol
-        st.caption(f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}.")
+        st.caption(protocol_text(comparison.protocol))
     return comparison
 
 
+def measured_text(m: dict[str, Any]) -> str:
+    """How costs were measured."""
+    threads = f"{m['threads']} thread{'s' if m['threads'] != 1 else ''}"
+    return (
+        f"Latency: {m['device'].replace('cpu', 'CPU')}, {m['dtype']}, {m['image_size']} px, batch {m['batch_size']}, {threads}, "
+        f"median of {m['repeats']} interleaved repeats."
+    )
+
+
+def protocol_text(p: dict[str, Any]) -> str:
+    """What quality was measured on."""
+    return f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}."
+
+
 @st.fragment(run_every=1.0)
-def _watch_validation(_manager: ModelManager, ref: str, before: int) -> None:
+def watch_validations(_manager: ModelManager, refs: list[str], before: int) -> None:
     """Says that figures are on their way, and redraws the page as they come."""
-    left = _manager.validations(ref)
+    left = [job for ref in refs for job in _manager.validations(ref)]
     if len(left) != before:
         st.rerun(scope="app")
     job = left[0]
@@ -72,10 +87,12 @@ def _watch_validation(_manager: ModelManager, ref: str, before: int) -> None:
 def validate_and_save(manager: ModelManager, row: ModelRow, *, key: str) -> None:
     """The two buttons that stand beside every model shown."""
     with st.container(horizontal=True):
-        if st.button("Validate", key=f"{key}-validate", icon=":material/fact_check:",
-                     help="Evaluates on the pinned test images and benchmarks beside the baseline."):  # fmt: skip
+        busy = bool(manager.validations(row.id))
+        told = "Being validated now." if busy else "Evaluates on the pinned test images and benchmarks beside the baseline."
+        if st.button("Validate", key=f"{key}-validate", icon=":material/fact_check:", help=told, disabled=busy):
             manager.validate_model(row.id)
             st.toast("Validation is queued; figures appear here when it is done.")
+            st.rerun()
         st.download_button(
             "Save to file", data=lambda: manager.weights(row.id), file_name=f"{row.name}.safetensors", key=f"{key}-save",
             icon=":material/download:", on_click="ignore",
@@ -86,9 +103,13 @@ def pictures(manager: ModelManager, row: ModelRow, *, count: int = 8) -> None:
     """Originals above reconstructions."""
     found = manager.pictures(row.id)
     if not found:
-        st.caption("No reconstructions yet: *Validate* makes them.")
+        on_the_way = manager.validations(row.id)
+        st.caption(
+            "Reconstructions come with the validation." if on_the_way else "No reconstructions yet: *Validate* makes them."
+        )
         return
+    st.caption("Originals above, reconstructions below.")
     columns = st.columns(count)
     for place, (original, made) in zip(columns, found[:count], strict=False):
-        place.image(original, caption="original", width="stretch")
-        place.image(made, caption="reconstruction", width="stretch")
+        place.image(original, width="stretch")
+        place.image(made, width="stretch")

@@ -80,12 +80,15 @@ def _widget(spec: type[Spec], name: str, value: Any, key: str) -> Any:
     if hints.get("step") and low is not None and high is not None and value is not None:
         return st.slider(label, float(low), float(high), float(value), float(str(hints["step"])), help=text, key=key)
     if plain is int:
-        return st.number_input(label, min_value=low, max_value=high, value=value, step=1, help=text, key=key)
+        return st.number_input(
+            label, min_value=low, max_value=high, value=value, step=1, placeholder="not set", help=text, key=key
+        )
     if plain is float:
         start = None if value is None else float(value)
         return st.number_input(
             label, min_value=None if low is None else float(low), max_value=None if high is None else float(high),
-            value=start, format="%.6g", step=None if start is None else max(abs(start) / 10, 1e-7), help=text, key=key,
+            value=start, format="%.6g", step=None if start is None else max(abs(start) / 10, 1e-7),
+            placeholder="not set", help=text, key=key,
         )  # fmt: skip
     if kind is str or plain is str:
         return st.text_input(label, value or "", help=text, key=key) or None

@@ -92,6 +92,7 @@ def tree_chart(models: Sequence[ModelRow], *, chosen: str | None, size_key: str 
                 "animation": False,
                 "itemStyle": {"opacity": 1},
                 "label": {"position": "top", "fontSize": 11, "distance": 4},
+                "labelLayout": {"hideOverlap": True},
             }
         )
     depth = max((x for x, _ in place.values()), default=0.0)

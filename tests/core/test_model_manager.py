@@ -18,6 +18,7 @@ from PIL import Image
 
 import store as st
 import store.jobs as jobs
+from core.compare import METRICS, Figure
 from core.errors import CoreError
 from core.model_manager import ModelManager
 from core.presets import PRESETS
@@ -211,6 +212,18 @@ def test_a_family_is_compared_with_its_baseline_and_its_parent(manager, tiny):
     assert figure.against_baseline == pytest.approx(parameters[2] / parameters[0] - 1)
     assert figure.better(figure.against_parent) is True
     assert "method l2_structured, rate 0.5" in manager.spec_line(less) and manager.spec_line(less).startswith("prune: ")
+    rates = manager.wait(
+        manager.prune_model(tiny.id, {"rate": 0.5, "kinds": ["stream"], "site_rates": {"decoder.stream": 0.25}}).id
+    ).model_id
+    assert "site_rates (decoder.stream 0.25)" in manager.spec_line(rates)
+
+
+def test_a_change_is_told_in_the_unit_that_it_makes_sense_in():
+    told = [
+        Figure(METRICS[key], value).change_text(value / before - 1)
+        for key, value, before in (("psnr_db", 34.0, 36.5), ("accuracy", 0.9, 0.95), ("decode_ms", 10.0, 20.0))
+    ]
+    assert told == ["-6.8% (-2.50 dB)", "-5.3% (-5.00 points)", "-50.0%"]
 
 
 def test_relatives_are_all_of_a_small_store_and_the_line_of_a_large_one(manager, tiny, worker):
@@ -232,7 +245,7 @@ def test_what_an_evaluation_left_is_shown(manager, tiny, worker):
     metrics = manager.get_model_metrics(tiny.id)
     assert metrics["psnr_db"] == pytest.approx(sum(manager.image_psnr(tiny.id)) / 4)
     child = manager.wait(manager.prune_model(tiny.id).id).model_id
-    assert manager.baseline_marks(child) == {"baseline psnr_db": metrics["psnr_db"]}
+    assert manager.baseline_marks(child) == {"baseline PSNR": metrics["psnr_db"]}
     # Another family was evaluated since, at a size of its own: figures of one family compare.
     other = worker.bench.add(seed=1, name="other")
     manager.wait(manager.evaluate_model(other.id, {**EVALUATE, "image_size": 64}).id)
