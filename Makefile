@@ -51,6 +51,7 @@ gpu:
 bench: $(VENV)/run.stamp
 	$(BIN)/python -m benchmarks.main_job
 	$(BIN)/python -m benchmarks.one_shot
+	$(BIN)/python -m benchmarks.large_model
 
 ## The README's pictures, of the store that OFFSHOOT_HOME names.
 pictures: $(VENV)/test.stamp

@@ -19,7 +19,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "errors": ("CheckpointError", "ConfigError", "DataError", "DcaeError", "TrainingError"),
     "layout": ("Layout", "Site", "sites"),
     "losses": ("ReconstructionLoss", "lpips_status"),
-    "metrics": ("ImageScores", "evaluate_images", "latent_drift", "median_scores"),
+    "metrics": ("ImageScores", "evaluate_images", "latent_drift", "means", "median_scores", "score_psnr"),
     "model": ("DCAE",),
     "pinned": ("PinnedImages", "pin", "to_uint8"),
     "pretrained": ("Pretrained", "from_pretrained"),

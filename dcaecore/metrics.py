@@ -73,13 +73,18 @@ def score_images(output: np.ndarray, pinned: PinnedImages) -> dict[str, np.ndarr
     """All per-image figures of uint8 reconstructions of the pinned images."""
     difference = np.abs(output.astype(np.float32) - pinned.images.astype(np.float32)) / 127.5
     count = np.maximum(pinned.content.sum(axis=(1, 2)), 1)
-    scores = {
-        "psnr_db": psnr_db(output, pinned.images, pinned.content),
+    return {
+        **score_psnr(output, pinned),
         "ssim": ssim(output, pinned.images, pinned.content),
         "accuracy": accuracy(output, pinned.images, pinned.content),
         "l1": (difference.mean(-1) * pinned.content).sum(axis=(1, 2)) / count,
         "mse": (np.square(difference).mean(-1) * pinned.content).sum(axis=(1, 2)) / count,
     }
+
+
+def score_psnr(output: np.ndarray, pinned: PinnedImages) -> dict[str, np.ndarray]:
+    """PSNR of uint8 reconstructions of the pinned images, and in the foreground where they have one."""
+    scores = {"psnr_db": psnr_db(output, pinned.images, pinned.content)}
     if pinned.foreground is not None:
         scores["foreground_psnr_db"] = psnr_db(output, pinned.images, pinned.foreground)
     return scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -11,7 +12,15 @@ from core.names import pruned_name
 from core.operations.context import Context, Outcome
 from core.operations.images import open_parts
 from core.operations.models import Loaded, load, new_model
-from core.pruning.calibration import CalibrationImages, draw, gradients, images_needed, number_of_images, statistics
+from core.pruning.calibration import (
+    CalibrationImages,
+    SiteStatistics,
+    draw,
+    gradients,
+    images_needed,
+    number_of_images,
+    statistics,
+)
 from core.pruning.compensation import compensate
 from core.pruning.masks import combine, prunable, prune_weights, two_four, unfit_for_two_four
 from core.pruning.plans import achieved, kept_count, make_plan, site_rates
@@ -107,15 +116,22 @@ def _fitted(spec: PruneSpec, parent: Loaded) -> dict[str, int]:
     return {name: kept_count(width, rates[name]) if name in rates else width for name, width in widths.items()}
 
 
-def scores_of(spec: PruneSpec, context: Context, parent: Loaded, names: list[str], images: CalibrationImages | None) -> Scores:
-    """Scores of the named sites by the spec's method."""
+def scores_of(
+    spec: PruneSpec,
+    context: Context,
+    parent: Loaded,
+    names: list[str],
+    images: CalibrationImages | None,
+    found: Mapping[str, SiteStatistics] | None = None,
+) -> Scores:
+    """Scores of the named sites by the spec's method; `found` are the internal sites' statistics, where they are known already."""
     model = parent.model
     score = spec.score if spec.method == "structured" else "l2"
     context.progress(0.2, f"scoring by {score}", force=True)
-    found = pull = None
+    pull = None
     known = sites(model.config)
     internal = [name for name in names if known[name].kind != "stream"]
-    if images is not None and internal and (score in STATISTICS_SCORES or spec.compensate):
+    if found is None and images is not None and internal and score in STATISTICS_SCORES:
         found = statistics(model, images, internal)
     if images is not None and (score == "taylor" or (score in STATISTICS_SCORES and len(internal) < len(names))):
         if score != "taylor":

@@ -123,6 +123,9 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
     teacher = _teacher(spec, context, parent)
     trained, validation = open_parts(spec.data, spec.image_size, context, "train", "validation")
     pinned = pin(validation.cache, validation.rows, spec.val_steps, skip_broken=spec.data.skip_broken)
+    context.log("info", f"Validating on {len(pinned)} images.")
+    if pinned.foreground_reason:
+        context.log("warning", f"No foreground figures: {pinned.foreground_reason}.")
     stream = BatchStream(
         trained.cache,
         trained.rows,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from core.errors import CoreError
 from core.operations.context import Context, Outcome
@@ -17,9 +19,9 @@ from core.pruning.calibration import CalibrationImages, statistics
 from core.pruning.compensation import compensate, fold_alone
 from core.pruning.plans import kept_count, site_rates
 from core.pruning.surgery import cut
-from core.solver.sensitivity import METRICS, Cell, SensitivityTable
+from core.solver.sensitivity import Cell, SensitivityTable
 from core.specs import PruneSpec, SensitivitySpec
-from dcaecore import DCAE, PinnedImages, evaluate_images, pin, sites
+from dcaecore import DCAE, PinnedImages, means, pin, score_psnr, sites, to_uint8
 
 CELLS_NAME = "cells.jsonl"
 
@@ -37,11 +39,17 @@ def run(spec: SensitivitySpec, context: Context) -> Outcome:
     (part,) = open_parts(spec.data, spec.image_size, context, "validation")
     pinned = pin(part.cache, part.rows, spec.num_images, skip_broken=spec.data.skip_broken)
     images = calibration_images(how, context, parent)[0] if how.needs_calibration else None
-    scores = scores_of(how, context, parent, names, images)
     internal = [name for name in names if sites(model.config)[name].kind != "stream"]
+    found = statistics(model, images, internal) if images and internal else {}
+    scores = scores_of(how, context, parent, names, images, found)
     fitted = images is not None and how.method == "structured" and how.compensate
-    grams = {name: found.gram for name, found in statistics(model, images, internal).items()} if images and fitted else {}
-    whole = _figures(model, pinned, spec, context.device)
+    grams = {name: moments.gram for name, moments in found.items()}
+    batches = [
+        pinned.tensor(start, start + spec.batch_size).to(context.device) for start in range(0, len(pinned), spec.batch_size)
+    ]
+    with torch.inference_mode():
+        latents = [model.encode(x) for x in batches]
+    whole = _figures(model.decode, latents, pinned)
     context.log("info", "Whole: " + ", ".join(f"{name} {value:.2f}" for name, value in whole.items()))
     known = {(cell.knob, cell.rate): cell for cell in _read(context.folder / CELLS_NAME)}
     if known:
@@ -62,7 +70,10 @@ def run(spec: SensitivitySpec, context: Context) -> Outcome:
                     candidate.load_state_dict(result.state)
                     units = sum(layout.width(sites(model.config)[name]) for name in places)
                     share = 1 - sum(len(kept) for kept in keep.values()) / units
-                    cell = Cell(knob, rate, share, _figures(candidate, pinned, spec, context.device))
+                    # What goes before the decoder is the whole model's where only the decoder was pruned.
+                    half = all(sites(model.config)[name].coder == "decoder" for name in places)
+                    figures = _figures(candidate.decode, latents, pinned) if half else _figures(candidate, batches, pinned)
+                    cell = Cell(knob, rate, share, figures)
                     file.write(json.dumps([knob, rate, share, dict(cell.figures)]) + "\n")
                     file.flush()
                 cells.append(cell)
@@ -115,9 +126,10 @@ def _pruned_state(
     return compensate(model, keep, images, masks=parent.masks, exact_norms=how.stream_norms == "exact")
 
 
-def _figures(model: DCAE, pinned: PinnedImages, spec: SensitivitySpec, device: str) -> dict[str, float]:
-    means = evaluate_images(model, pinned, batch_size=spec.batch_size, device=device).means
-    return {name: means[name] for name in METRICS if name in means}
+@torch.inference_mode()
+def _figures(call: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], pinned: PinnedImages) -> dict[str, float]:
+    output = np.concatenate([to_uint8(call(x)) for x in inputs])
+    return means(score_psnr(output, pinned))
 
 
 def _read(path: Path) -> Iterator[Cell]:
