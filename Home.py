@@ -14,6 +14,15 @@ from pages.ui.forms import data_form  # noqa: E402
 from pages.ui.tree import tree_chart, tree_height  # noqa: E402
 
 
+def in_url(**values: str | None) -> None:
+    """Sets parameters of the page's URL; None takes one away. A button's callback: no rerun from elsewhere can swallow its click."""
+    for name, value in values.items():
+        if value is None:
+            st.query_params.pop(name, None)
+        else:
+            st.query_params[name] = value
+
+
 def compress_cards(parent: str) -> None:
     """Images, and presets as cards; choosing one shows Run."""
     last = manager.evaluation_for(parent)
@@ -34,21 +43,16 @@ def compress_cards(parent: str) -> None:
                 f"decode MACs {cost.decode_macs / dense.decode_macs - 1:+.0%}  \nabout {clock(seconds)} of training"
             )
             kind = "primary" if chosen == name else "secondary"
-            if st.button("Chosen" if chosen == name else "Choose", key=f"preset-{name}", type=kind, width="stretch"):
-                st.query_params["preset"] = name
-                st.rerun()
+            label = "Chosen" if chosen == name else "Choose"
+            st.button(label, key=f"preset-{name}", type=kind, width="stretch", on_click=in_url, kwargs={"preset": name})
     with st.container(horizontal=True):
         run = chosen in PRESETS and st.button("Run", type="primary", icon=":material/play_arrow:", key="run-preset")
-        if st.button("Not now", type="tertiary"):
-            st.query_params.pop("preset", None)
-            st.query_params.pop("compress", None)
-            st.rerun()
+        st.button("Not now", type="tertiary", on_click=in_url, kwargs={"preset": None, "compress": None})
     if run:
         assert chosen is not None
         with guarded():
             jobs = manager.compress(parent, chosen, data=data, image_size=size)
-            st.query_params.pop("preset", None)
-            st.query_params.pop("compress", None)
+            in_url(preset=None, compress=None)
             start_chain([job.id for job in jobs], parent)
             st.rerun()
 
@@ -71,9 +75,7 @@ st.title(current.name)
 st.caption(f"The current model · {current.id} · {current.kind} · {current.created[:16].replace('T', ' ')} UTC")
 if not chain:
     if st.query_params.get("compress") is None:
-        if st.button("Compress this model", type="primary", icon=":material/compress:"):
-            st.query_params["compress"] = "1"
-            st.rerun()
+        st.button("Compress this model", type="primary", icon=":material/compress:", on_click=in_url, kwargs={"compress": "1"})
     else:
         compress_cards(current.id)
 headline(manager, current)

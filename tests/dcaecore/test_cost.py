@@ -60,6 +60,6 @@ def test_configs_survive_json_and_say_what_is_wrong():
     with pytest.raises(ConfigError, match="Try 64"):
         VARIANTS["demo-f32c32"].check_image_size(70, 70)
     with pytest.raises(ConfigError, match="another version"):
-        Layout.from_json({"version": 2, "kept": {}})
+        Layout.from_json({"version": 3, "kept": {}})
     with pytest.raises(ConfigError, match="ascending"):
         Layout({"encoder.stages.1.blocks.0.mid": (3, 1)}).validate(VARIANTS["tiny"])
