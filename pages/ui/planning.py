@@ -54,7 +54,13 @@ def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last
             st.rerun()
     if table is None:
         return
-    st.plotly_chart(heat_map(table), key="sensitivity", config={"displayModeBar": False})
+    metric = table.metrics[-1]
+    if len(table.metrics) > 1:
+        metric = st.segmented_control(
+            "Quality", table.metrics, default=metric, format_func=lambda name: METRICS[name].title, key="sensitivity-metric",
+            label_visibility="collapsed",
+        ) or metric  # fmt: skip
+    st.plotly_chart(heat_map(table, metric), key="sensitivity", config={"displayModeBar": False})
     known = [name for name in TARGETS if name not in CODERS or latency is not None]
     place = st.columns(3)
     by_loss = (
@@ -100,15 +106,15 @@ def show_proposal(proposal: Proposal) -> None:
         )
 
 
-def heat_map(table: SensitivityTable) -> go.Figure:
-    """Decibels lost by knob (rows) and rate (columns); the darker, the more it hurts."""
-    metric = table.metrics[-1]
+def heat_map(table: SensitivityTable, metric: str) -> go.Figure:
+    """Decibels lost by knob (rows) and rate (columns); the stronger the colour, the more it hurts."""
     rates = sorted({cell.rate for cell in table.cells})
     found = {(cell.knob, cell.rate): table.whole[metric] - cell.figures[metric] for cell in table.cells}
     values = [[found.get((knob, rate)) for rate in rates] for knob in table.knobs]
     figure = go.Figure(
         go.Heatmap(
-            z=values, x=[f"{rate:g}" for rate in rates], y=list(table.knobs), colorscale="Blues", zmin=0,
+            z=values, x=[f"{rate:g}" for rate in rates], y=list(table.knobs), zmin=0,
+            colorscale=[[0, "rgba(66, 133, 210, 0.06)"], [1, "rgb(66, 133, 210)"]],
             texttemplate="%{z:.2f}", hovertemplate="%{y} at %{x}: %{z:.2f} dB lost<extra></extra>",
             colorbar={"title": "dB"},
         )
