@@ -14,7 +14,7 @@ import torch
 from benchmarks.results import machine, table, write_section
 from core.pruning.masks import apply_masks, prunable, smallest
 from core.pruning.plans import make_plan
-from core.pruning.scores import score_units
+from core.pruning.scores import rank_zeros_last, score_units
 from core.pruning.surgery import cut
 from core.specs import PruneSpec
 from dcaecore import DCAE, VARIANTS, Layout, load_model, save_model, sites
@@ -42,8 +42,8 @@ def main() -> None:
     names = [name for name, site in sites(config).items() if site.kind != "stream"]
 
     def prune() -> Any:
-        spec = PruneSpec(rate=0.5)
-        return cut(state, config, layout, make_plan(config, layout, score_units(model, "l2", names=names), spec).keep)
+        scores = rank_zeros_last(score_units(model, "l2", names=names), state, config, layout)
+        return cut(state, config, layout, make_plan(config, layout, scores, PruneSpec(rate=0.5)).keep)
 
     rows = []
     seconds, smaller = timed(prune)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,19 +99,25 @@ def rank_zeros_last(scores: Scores, state: Mapping[str, Tensor], config: DCAECon
 
     Entirely zero are all of a unit's parameters, biases and norms among them. Scores are not negative.
     """
-    sizes = {name: value.detach().double().abs() for name, value in state.items() if "running_" not in name}
+
+    def size(name: str) -> Tensor | None:
+        return None if "running_" in name else state[name].detach().double().abs()
+
     found = {}
     for name, own in scores.items():
-        weights = _sum_by_unit(sizes, config, layout, sites(config)[name], biases=True)
+        weights = _sum_by_unit(size, config, layout, sites(config)[name])
         found[name] = np.where(weights == 0, 0.0, np.maximum(own, LEAST_LIVE))
     return found
 
 
 def sliced_norm(state: Mapping[str, Tensor], config: DCAEConfig, layout: Layout, site: Site, p: int) -> np.ndarray:
     """L1 or L2 norm of each unit's weights (biases left out, as torch-pruning does), by the slices of `units.py`."""
-    total = _sum_by_unit(
-        {name: value.detach().double().abs() ** p for name, value in _weights(state).items()}, config, layout, site
-    )
+    weights = _weights(state)
+
+    def power(name: str) -> Tensor | None:
+        return weights[name].detach().double().abs() ** p if name in weights else None
+
+    total = _sum_by_unit(power, config, layout, site)
     return np.sqrt(total) if p == 2 else total
 
 
@@ -119,8 +125,11 @@ def taylor(
     state: Mapping[str, Tensor], gradients: Mapping[str, Tensor], config: DCAEConfig, layout: Layout, site: Site
 ) -> np.ndarray:
     """Absolute first-order change of the loss when a unit's weights vanish: |sum of gradient x weight|."""
-    products = {name: (state[name] * g).detach().double() for name, g in gradients.items()}
-    return np.abs(_sum_by_unit(products, config, layout, site, biases=True))
+
+    def product(name: str) -> Tensor | None:
+        return (state[name] * gradients[name]).detach().double() if name in gradients else None
+
+    return np.abs(_sum_by_unit(product, config, layout, site))
 
 
 def lamp(norms: np.ndarray) -> np.ndarray:
@@ -231,17 +240,16 @@ def _weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if name.endswith(".weight") and value.ndim > 1}
 
 
-def _sum_by_unit(
-    values: Mapping[str, Tensor], config: DCAEConfig, layout: Layout, site: Site, *, biases: bool = False
-) -> np.ndarray:
-    """Sum of the values that go with each unit."""
+def _sum_by_unit(value_of: Callable[[str], Tensor | None], config: DCAEConfig, layout: Layout, site: Site) -> np.ndarray:
+    """Sum of the values that go with each unit; `value_of` a parameter is None where it is left out."""
     units = layout.width(site)
     total = torch.zeros(units, dtype=torch.float64)
     for part in unit_slices(config, layout, site, range(units)):
-        if part.tensor not in values or (part.tensor.endswith(".bias") and not biases):
-            continue  # running statistics, and what the caller leaves out
-        value = values[part.tensor].movedim(part.dim, 0)
-        sums = value.reshape(len(value), -1).sum(dim=1).cpu()
+        value = value_of(part.tensor)
+        if value is None:
+            continue
+        rows = value.movedim(part.dim, 0)
+        sums = rows.reshape(len(rows), -1).sum(dim=1).cpu()
         total.index_add_(0, _unit_of(part, site, config, units), sums[torch.from_numpy(part.indices)])
     return total.numpy()
 
