@@ -14,6 +14,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +73,9 @@ def save_model(
         "masks": {name: [_dtype_name(state[name]), list(mask.shape)] for name, mask in sorted(masks.items())},
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    for name, mask in masks.items():
-        tensors[MASK_PREFIX + name], tensors[VALUES_PREFIX + name] = _packed(name, tensors.pop(name), mask.detach().cpu())
+    with ThreadPoolExecutor() as pool:
+        for name, made in {n: pool.submit(_packed, n, tensors.pop(n), m.detach().cpu()) for n, m in masks.items()}.items():
+            tensors[MASK_PREFIX + name], tensors[VALUES_PREFIX + name] = made.result()
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         save_file(tensors, partial, metadata={KEY: json.dumps(header, sort_keys=True, separators=(",", ":"))})
@@ -182,24 +184,32 @@ def split_masks(tensors: Mapping[str, Tensor], listed: Mapping[str, Any]) -> tup
 
     Raises CheckpointError where a mask or its values do not fit what is listed.
     """
+    import numpy as np
     import torch
 
     from dcaecore import sparse
 
     state, masks = dict(tensors), {}
-    for name, about in listed.items():
-        try:
-            dtype, shape = getattr(torch, about[0]), about[1]
-            bits = torch.zeros(shape, dtype=_as_bits(dtype))
-            mask = torch.from_numpy(sparse.unpack_mask(state.pop(MASK_PREFIX + name).numpy(), shape))
-            values = sparse.unpack_values(state.pop(VALUES_PREFIX + name).numpy(), int(mask.sum()), bits.numpy().dtype)
-        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{name} is listed as masked ({about}), and its mask and values are not there or do not fit: {error}",
-                code="wrong_mask",
-            ) from error
-        bits[mask] = torch.from_numpy(values)
-        state[name], masks[name] = bits.view(dtype), mask
+
+    def unpacked(name: str) -> tuple[Tensor, Tensor]:
+        dtype, shape = getattr(torch, listed[name][0]), listed[name][1]
+        mask = sparse.unpack_mask(state[MASK_PREFIX + name].numpy(), shape)
+        bits = torch.zeros(shape, dtype=_as_bits(dtype)).numpy()
+        bits[mask] = sparse.unpack_values(state[VALUES_PREFIX + name].numpy(), int(np.count_nonzero(mask)), bits.dtype)
+        return torch.from_numpy(bits).view(dtype), torch.from_numpy(mask)
+
+    with ThreadPoolExecutor() as pool:
+        found = {name: pool.submit(unpacked, name) for name in listed}
+        for name, made in found.items():
+            try:
+                state[name], masks[name] = made.result()
+            except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"{name} is listed as masked ({listed[name]}), and its mask and values are not there or do not fit: {error}",
+                    code="wrong_mask",
+                ) from error
+    for name in listed:
+        del state[MASK_PREFIX + name], state[VALUES_PREFIX + name]
     return state, masks
 
 

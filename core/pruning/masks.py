@@ -7,14 +7,18 @@ the *non-zero* prunable weights of the parent, so 0.5 twice is 75 %. Selection i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from core.errors import CoreError
 
-_LOW_BITS = 15
+_CHUNK = 1 << 18
+"""Values looked at together: what is made of them stays in the processor's cache."""
+_SAMPLE = 1 << 20
 
 
 def prunable(state: Mapping[str, Tensor]) -> list[str]:
@@ -22,51 +26,82 @@ def prunable(state: Mapping[str, Tensor]) -> list[str]:
     return sorted(name for name, value in state.items() if name.endswith(".weight") and value.ndim >= 2)
 
 
-def _bits(value: Tensor) -> Tensor:
-    """Magnitudes as int32 bit patterns, which order like the magnitudes themselves."""
-    return value.detach().float().abs().contiguous().view(torch.int32)
-
-
 def _check_finite(name: str, value: Tensor) -> None:
     if not torch.isfinite(value).all():
-        raise CoreError(f"{name} holds values that are not finite: the model is damaged.", code="not_finite", given=name)
+        raise _damaged(name)
+
+
+def _damaged(name: str) -> CoreError:
+    return CoreError(f"{name} holds values that are not finite: the model is damaged.", code="not_finite", given=name)
+
+
+def _chunks(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Magnitudes, a part at a time."""
+    return (np.abs(values[start : start + _CHUNK]) for start in range(0, len(values), _CHUNK))
+
+
+def _bracket(flat: Mapping[str, np.ndarray], count: int) -> tuple[float, float]:
+    """Magnitudes that the `count`-th smallest of all non-zero values all but surely lies between, from a sample of them."""
+    step = max(1, sum(map(len, flat.values())) // _SAMPLE)
+    sample = np.sort(np.abs(np.concatenate([values[::step] for values in flat.values()])))
+    sample = sample[sample > 0]
+    place, spread = count / step, 8 * len(sample) ** 0.5 + 8
+
+    def at(index: float, beyond: float) -> float:
+        return float(sample[int(index)]) if 0 <= index < len(sample) else beyond
+
+    return at(place - spread, 0.0), at(place + spread, float("inf"))
+
+
+def _around(name: str, values: np.ndarray, low: float, high: float) -> tuple[int, np.ndarray]:
+    """How many non-zero magnitudes are below the bracket, and those in it; raises CoreError for values that are not finite."""
+    below, inside = 0, []
+    for chunk in _chunks(values):
+        if not np.isfinite(np.add.reduce(chunk, dtype=np.float64)):
+            raise _damaged(name)
+        below += int(np.count_nonzero(chunk < low)) - (len(chunk) - int(np.count_nonzero(chunk)) if low > 0 else 0)
+        inside.append(chunk[(chunk >= low) & (chunk <= high) & (chunk > 0)])
+    return below, np.concatenate(inside) if inside else np.zeros(0, np.float32)
 
 
 def smallest(values: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """Bool masks (True = kept) that drop exactly the `count` non-zero weights of least magnitude over all given tensors.
 
-    Two passes of a histogram over the float bits (16 high, then 15 low ones), tensor by tensor: no concatenation, no sort.
+    A sample brackets the threshold; one pass counts what lies below and collects what lies between, where it is selected exactly.
+    Tensor by tensor: what is concatenated are the sample and a few values in a hundred.
     """
     names = sorted(values)
-    masks = {name: values[name] != 0 for name in names}
     if count <= 0:
-        return masks
+        return {name: values[name] != 0 for name in names}
+    flat = {name: values[name].detach().to("cpu", torch.float32).contiguous().view(-1).numpy() for name in names}
+    with ThreadPoolExecutor() as pool:
+
+        def around(low: float, high: float) -> tuple[int, np.ndarray]:
+            found = list(pool.map(lambda name: _around(name, flat[name], low, high), names))
+            return sum(below for below, _ in found), np.concatenate([inside for _, inside in found])
+
+        below, inside = around(*_bracket(flat, count))
+        if not below < count <= below + len(inside):
+            below, inside = around(0.0, float("inf"))
+        place = count - below - 1
+        threshold = np.partition(inside, place)[place]
+        kept = dict(zip(names, pool.map(lambda name: _at_least(flat[name], threshold), names), strict=True))
+    ties = count - below - int(np.count_nonzero(inside < threshold))
+    masks = {}
     for name in names:
-        _check_finite(name, values[name])
-    high = torch.zeros(1 << 16, dtype=torch.int64)
-    for name in names:
-        high += torch.bincount((_bits(values[name])[masks[name]] >> _LOW_BITS).cpu(), minlength=1 << 16)
-    upto = high.cumsum(0)
-    bucket = int(torch.searchsorted(upto, count))
-    below = int(upto[bucket - 1]) if bucket else 0
-    low = torch.zeros(1 << _LOW_BITS, dtype=torch.int64)
-    for name in names:
-        bits = _bits(values[name])[masks[name]]
-        bits = bits[(bits >> _LOW_BITS) == bucket] & ((1 << _LOW_BITS) - 1)
-        low += torch.bincount(bits.cpu(), minlength=1 << _LOW_BITS)
-    upto = low.cumsum(0)
-    rest = int(torch.searchsorted(upto, count - below))
-    threshold = (bucket << _LOW_BITS) | rest
-    ties = count - below - (int(upto[rest - 1]) if rest else 0)
-    for name in names:
-        bits = _bits(values[name])
-        equal = (bits == threshold) & masks[name]
-        masks[name] &= bits >= threshold
         if ties:
-            first = equal.reshape(-1).nonzero()[:ties, 0]
+            first = np.flatnonzero(np.abs(flat[name]) == threshold)[:ties]
             ties -= len(first)
-            masks[name].view(-1)[first] = False
+            kept[name][first] = False
+        masks[name] = torch.from_numpy(kept[name]).view(values[name].shape).to(values[name].device)
     return masks
+
+
+def _at_least(values: np.ndarray, threshold: np.float32) -> np.ndarray:
+    found = np.empty(len(values), dtype=bool)
+    for start in range(0, len(values), _CHUNK):
+        np.greater_equal(np.abs(values[start : start + _CHUNK]), threshold, out=found[start : start + _CHUNK])
+    return found
 
 
 def prune_weights(

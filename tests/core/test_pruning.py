@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import core.pruning.masks as masks_module
 from core.errors import CoreError
 from core.pruning.masks import apply_masks, prunable, prune_weights, smallest
 from core.pruning.ordinary import prune_ordinary
@@ -249,6 +250,27 @@ def test_global_counts_are_exact_under_ties(data):
     kept = [abs(float(v)) for n, t in tensors.items() for v in t[masks[n]]]
     gone = [abs(float(v)) for n, t in tensors.items() for v in t[~masks[n] & (t != 0)]]
     assert not kept or not gone or min(kept) >= max(gone)
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "zeros", "misled"])
+@pytest.mark.parametrize("rate", [0.001, 0.5, 0.999])
+def test_a_sampled_threshold_is_exact_even_where_the_sample_misleads(monkeypatch, kind, rate):
+    monkeypatch.setattr(masks_module, "_SAMPLE", 1000)
+    monkeypatch.setattr(masks_module, "_CHUNK", 4096)
+    tensors = {name: torch.randn(20_000, generator=torch.Generator().manual_seed(place)) for place, name in enumerate("ab")}
+    if kind == "ties":
+        tensors = {name: value.mul(3).round().div(3) for name, value in tensors.items()}
+    if kind == "zeros":
+        tensors["a"][::3] = 0.0
+    if kind == "misled":
+        for value in tensors.values():
+            value[::40] *= 100.0  # the sample's own stride
+    alive = torch.cat([value[value != 0].abs() for value in tensors.values()])
+    count = round(rate * len(alive))
+    kept = smallest(tensors, count)
+    assert sum(int(mask.sum()) for mask in kept.values()) == len(alive) - count
+    limit = float(alive.sort().values[count - 1])
+    assert all(float(value[kept[name]].abs().min()) >= limit for name, value in tensors.items())
 
 
 @settings(max_examples=25, deadline=None)
