@@ -31,7 +31,7 @@ def main() -> None:
     rows = []
     for key, metric in METRICS.items():
         a, b = found.figures[baseline.id][key], found.figures[made.id][key]
-        if a.value is not None and b.value is not None:
+        if b.value is not None:
             change = "" if b.against_baseline is None else f"{b.against_baseline:+.1%}"
             rows.append([metric.title, metric.text(a.value), metric.text(b.value), change])
     assert found.protocol is not None and found.measurement is not None
