@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ PLAIN = "L2 magnitude"
 
 def main() -> None:
     """Each way at each rate, internal sites, on the pinned test images."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    rates = parser.parse_args().rates
     settings = read_settings()
     with tempfile.TemporaryDirectory() as scratch:
         settings = settings.model_copy(update={"home": Path(scratch), "data_dir": settings.data_folder, "worker_idle_s": 20.0})
@@ -33,7 +37,7 @@ def main() -> None:
         dense = manager.initialize_model("demo", name="demo")
         before = figures(manager, dense.id)
         found = {}
-        for rate in RATES:
+        for rate in rates:
             for way, spec in WAYS.items():
                 job = manager.wait(manager.prune_model(dense.id, {**spec, "rate": rate}).id)
                 assert job.model_id is not None
