@@ -125,7 +125,7 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
     pinned = pin(validation.cache, validation.rows, spec.val_steps, skip_broken=spec.data.skip_broken)
     context.log("info", f"Validating on {len(pinned)} images.")
     if pinned.foreground_reason:
-        context.log("warning", f"No foreground figures: {pinned.foreground_reason}.")
+        context.log("info", f"No foreground figures: {pinned.foreground_reason}.")
     stream = BatchStream(
         trained.cache,
         trained.rows,
