@@ -66,11 +66,12 @@ def main() -> None:
             ]
         )
     head = ["rate", "way", "PSNR", "foreground", "of L2's loss", "of L2's foreground loss", "parameters", "decode MACs"]
+    command = f".venv/bin/python -m benchmarks.one_shot --rates {' '.join(map(str, rates))}"
     write_section(
         "One shot: pruned, not retrained",
         [
-            f"`.venv/bin/python -m benchmarks.one_shot` on {machine()}. Demo model, mid, hidden and head sites, 64 test images of "
-            f"`mspacman` at 128 px, float32; dense {before[0]:.2f} dB, foreground {before[1]:.2f} dB.",
+            f"`{command}` on {machine()}. Demo model, mid, hidden and head sites, 64 test images of `mspacman` at 128 px, float32; "
+            f"dense {before[0]:.2f} dB, foreground {before[1]:.2f} dB.",
             "",
             *table(head, rows),
         ],
