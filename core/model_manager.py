@@ -278,13 +278,9 @@ class ModelManager(Views, Planning):
 
     def _evaluated(self, subject: str, spec: Spec) -> bool:
         """Whether a job has evaluated a model by these settings, or is about to."""
-        known = jobs.list_jobs(self.store, ("done", "queued", "blocked", "starting", "running"), 200)
-        return any(
-            job.operation == "evaluate"
-            and job.parent_model_id == subject
-            and EvaluateSpec.model_validate(job.spec).identity_spec() == spec.identity_spec()
-            for job in known
-        )
+        states = ("done", "queued", "blocked", "starting", "running")
+        known = jobs.list_jobs(self.store, states, None, operations=("evaluate",), parent=subject)
+        return any(EvaluateSpec.model_validate(job.spec).identity_spec() == spec.identity_spec() for job in known)
 
     def validate_model(self, ref: str) -> list[JobRow]:
         """Evaluates a model as its family was last evaluated, and benchmarks it beside its baseline."""
@@ -293,9 +289,8 @@ class ModelManager(Views, Planning):
 
     def validations(self, ref: str) -> list[JobRow]:
         """Evaluations and benchmarks of a model that are not done yet, the next one first."""
-        row = self.get_model(ref)
-        active = jobs.list_jobs(self.store, ("running", "starting", "queued", "paused", "pausing"), 200)
-        return [job for job in reversed(active) if job.operation in ("evaluate", "benchmark") and job.parent_model_id == row.id]
+        states, asked = ("running", "starting", "queued", "paused", "pausing"), ("evaluate", "benchmark")
+        return jobs.list_jobs(self.store, states, None, operations=asked, parent=self.get_model(ref).id)[::-1]
 
     def predicted_seconds(self, parent: Ref, preset: str, *, image_size: int | None = None) -> float:
         """Roughly how long a preset's training takes: by the last measured step of this store, else by MACs."""
@@ -304,8 +299,8 @@ class ModelManager(Views, Planning):
         dense = self.cost(parent, image_size=chosen.image_size)
         cost = self.predict_pruning(parent, on.prune, image_size=chosen.image_size)
         macs = (cost or dense).macs
-        for job in jobs.list_jobs(self.store, ("done",), 50):
-            if job.operation == "retrain" and job.model_id and "step_s" in job.result:
+        for job in jobs.list_jobs(self.store, ("done",), 50, operations=("retrain",)):
+            if job.model_id and "step_s" in job.result:
                 made = self.cost(job.model_id, image_size=int(job.spec["image_size"]))
                 pace = job.result["step_s"] / (made.macs * int(job.spec["batch_size"]))
                 return float(pace * macs * chosen.batch_size * chosen.total_steps)

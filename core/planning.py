@@ -18,9 +18,6 @@ from dcaecore.config import DCAEConfig
 from dcaecore.layout import Layout, sites
 from store import JobRow, Store, get_model
 
-LOOK_BACK = 500
-"""Jobs that are searched for a table."""
-
 
 @dataclass(frozen=True)
 class Proposal:
@@ -41,6 +38,11 @@ class Proposal:
             "predicted": dict(found.after),
             "latency": timed,
         }
+
+    def change(self, key: str) -> str:
+        """How far a predicted figure is from what it is now: decibels, or per cent."""
+        before, after = self.solution.before[key], self.solution.after[key]
+        return f"{after - before:+.2f} dB" if key.endswith("_db") else f"{after / before - 1:+.1%}"
 
     def latency_text(self) -> str:
         """How the milliseconds were measured and how far such predictions were off."""
@@ -66,23 +68,27 @@ class Planning:
     def sensitivity_job(self, ref: str) -> JobRow | None:
         """The newest finished sensitivity measurement of a model."""
         model = get_model(self.store, ref).id
-        return next((job for job in self._done("sensitivity") if job.parent_model_id == model), None)
+        found = jobs.list_jobs(self.store, ("done",), 1, operations=("sensitivity",), parent=model)
+        return found[0] if found else None
 
     def sensitivity(self, ref: str) -> SensitivityTable | None:
         """What it measured; None where a model was never measured."""
         job = self.sensitivity_job(ref)
         return None if job is None else SensitivityTable.from_json(self._table(job))
 
-    def latency(self, ref: str, device: str | None = None) -> LatencyTable | None:
-        """The newest latency profile of a model's architecture (on a device); None where there is none."""
+    def profile_job(self, ref: str, device: str | None = None) -> JobRow | None:
+        """The newest finished latency profile of a model's architecture (on a device)."""
         config = get_model(self.store, ref).config
-        for job in self._done("profile"):
+        for job in jobs.list_jobs(self.store, ("done",), None, device=device, operations=("profile",)):
             assert job.parent_model_id is not None
-            if (device is None or job.device == device) and get_model(
-                self.store, job.parent_model_id, deleted=True
-            ).config == config:
-                return LatencyTable.from_json(self._table(job))
+            if get_model(self.store, job.parent_model_id, deleted=True).config == config:
+                return job
         return None
+
+    def latency(self, ref: str, device: str | None = None) -> LatencyTable | None:
+        """What it measured; None where there is none."""
+        job = self.profile_job(ref, device)
+        return None if job is None else LatencyTable.from_json(self._table(job))
 
     def reach(self, ref: str, cost: CostName, *, device: str | None = None) -> tuple[float, float]:
         """The least that a cost can become with every measured rate at its highest, and what it is now."""
@@ -126,9 +132,6 @@ class Planning:
             image_size=self._size(config, ref, latency),
         )  # fmt: skip
         return Proposal(_spec(config, layout, found, how), found, latency)
-
-    def _done(self, operation: str) -> list[JobRow]:
-        return [job for job in jobs.list_jobs(self.store, ("done",), LOOK_BACK) if job.operation == operation]
 
     def _table(self, job: JobRow) -> Mapping[str, Any]:
         found: Mapping[str, Any] = json.loads(self.store.blobs.read(job.result["table_digest"]))

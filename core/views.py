@@ -132,13 +132,9 @@ class Views:
     def evaluation_for(self, ref: str) -> dict[str, Any]:
         """Evaluation settings that fit a model: those of its family's last evaluation, or the images of a later retraining."""
         baseline = st.baseline_of(self.store, ref).id
-        for job in jobs.list_jobs(self.store, ("done",), 200):
+        for job in jobs.list_jobs(self.store, ("done",), 200, operations=("evaluate", "retrain")):
             subject = job.parent_model_id
-            if (
-                subject is None
-                or job.operation not in ("evaluate", "retrain")
-                or st.baseline_of(self.store, subject).id != baseline
-            ):
+            if subject is None or st.baseline_of(self.store, subject).id != baseline:
                 continue
             return dict(job.spec) if job.operation == "evaluate" else {key: job.spec[key] for key in ("data", "image_size")}
         return {"image_size": self.settings.preset_image_size}

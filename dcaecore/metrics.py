@@ -126,24 +126,10 @@ def evaluate_images(
     return ImageScores(per_image, means(per_image), output)
 
 
-@torch.inference_mode()
-def latent_drift(
-    encode: Callable[[Tensor], Tensor],
-    reference: Callable[[Tensor], Tensor],
-    pinned: PinnedImages,
-    *,
-    batch_size: int = 8,
-    device: str = "cpu",
-    autocast: torch.dtype | None = None,
-) -> np.ndarray:
-    """Distance of each image's latents from another encoder's over their own norm, `(N,)`: 0 is the same latent space."""
-    found = []
-    for start in range(0, len(pinned), batch_size):
-        x = pinned.tensor(start, start + batch_size).to(device)
-        with torch.autocast(torch.device(device).type, dtype=autocast, enabled=autocast is not None):
-            z, z0 = encode(x).float().flatten(1), reference(x).float().flatten(1)
-        found.append(((z - z0).norm(dim=1) / z0.norm(dim=1).clamp_min(1e-12)).cpu().numpy())
-    return np.concatenate(found)
+def latent_drift(z: Tensor, reference: Tensor) -> Tensor:
+    """Distance of each image's latents from another encoder's over their norm, `(B,)`: 0 is the same latent space."""
+    away, size = (z - reference).float().flatten(1), reference.float().flatten(1)
+    return away.norm(dim=1) / size.norm(dim=1).clamp_min(1e-12)
 
 
 def median_scores(pinned: PinnedImages) -> dict[str, float]:

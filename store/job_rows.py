@@ -141,9 +141,15 @@ def get_job(store: Store, ref: str | JobRow) -> JobRow:
 
 
 def list_jobs(
-    store: Store, states: Sequence[str] | None = None, limit: int | None = 200, *, device: str | None = None
+    store: Store,
+    states: Sequence[str] | None = None,
+    limit: int | None = 200,
+    *,
+    device: str | None = None,
+    operations: Sequence[str] | None = None,
+    parent: str | None = None,
 ) -> list[JobRow]:
-    """Jobs, newest first; `states` and `device` narrow them."""
+    """Jobs, newest first; `states`, `device`, `operations` and `parent` (a model's id) narrow them."""
     where, parameters = "WHERE 1", []
     if states is not None:
         _check_states(states)
@@ -152,6 +158,12 @@ def list_jobs(
     if device is not None:
         where += " AND device=?"
         parameters.append(device)
+    if operations is not None:
+        where += f" AND operation IN ({','.join('?' * len(operations))})"
+        parameters += list(operations)
+    if parent is not None:
+        where += " AND parent_model_id=?"
+        parameters.append(parent)
     tail = f" LIMIT {int(limit)}" if limit is not None else ""
     return _rows(store.rows(f"{_SELECT} {where} ORDER BY id DESC{tail}", parameters))
 

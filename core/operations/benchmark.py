@@ -17,7 +17,7 @@ from torch import Tensor
 from core.errors import CoreError
 from core.operations.context import Context, Outcome
 from core.operations.models import load
-from core.specs import BenchmarkSpec
+from core.specs import BenchmarkSpec, ProfileSpec
 from dcaecore import DCAE
 from store import baseline_of, resolve_model
 
@@ -44,16 +44,10 @@ def run(spec: BenchmarkSpec, context: Context) -> Outcome:
     times = measure(models, x, spec.repeats, spec.warmup, context)
     rows = [{"model_id": ref, **figures(times[ref], spec.batch_size), **memory(models[ref], x)} for ref in ids]
     measurement = {
-        "device": context.device,
-        "device_name": device_name(context.device),
-        "dtype": spec.dtype,
-        "image_size": spec.image_size,
-        "batch_size": spec.batch_size,
-        "threads": torch.get_num_threads(),
+        **conditions(spec, context.device),
         "repeats": spec.repeats,
         "warmup": spec.warmup,
         "version": PROTOCOL_VERSION,
-        "torch": torch.__version__,
         "models": rows,
     }
     for row in rows:
@@ -76,8 +70,8 @@ def measure(
         turn = repeat % len(order)
         for ref in order[turn:] + order[:turn]:
             model = models[ref]
-            encode = _time(lambda m=model: m.encode(x), x.device)  # type: ignore[misc]
-            decode = _time(lambda m=model, z=latents[ref]: m.decode(z), x.device)  # type: ignore[misc]
+            encode = seconds(lambda m=model: m.encode(x), x.device)  # type: ignore[misc]
+            decode = seconds(lambda m=model, z=latents[ref]: m.decode(z), x.device)  # type: ignore[misc]
             if repeat >= 0:
                 times[ref]["encode"].append(encode)
                 times[ref]["decode"].append(decode)
@@ -87,14 +81,30 @@ def measure(
     return times
 
 
-def _time(call: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
+def seconds(call: Callable[[], Any], device: torch.device | str, times: int = 1) -> float:
+    """Seconds of one of `times` calls in a row, synchronised."""
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
         torch.cuda.synchronize(device)
     started = time.perf_counter()
-    call()
-    if device.type == "cuda":
+    for _ in range(times):
+        call()
+    if cuda:
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    return (time.perf_counter() - started) / times
+
+
+def conditions(spec: BenchmarkSpec | ProfileSpec, device: str) -> dict[str, Any]:
+    """What a latency was measured on and with."""
+    return {
+        "device": device,
+        "device_name": device_name(device),
+        "dtype": spec.dtype,
+        "image_size": spec.image_size,
+        "batch_size": spec.batch_size,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
 def figures(times: dict[str, list[float]], batch_size: int) -> dict[str, float]:

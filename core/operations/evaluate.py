@@ -12,7 +12,7 @@ from core.operations.images import open_parts
 from core.operations.models import Loaded, load
 from core.operations.retrain import png
 from core.specs import EvaluateSpec
-from dcaecore import PinnedImages, ReconstructionLoss, evaluate_images, latent_drift, median_scores, pin
+from dcaecore import DCAE, ReconstructionLoss, evaluate_images, latent_drift, means, median_scores, pin
 from store import NewImage, NewScores, baseline_of
 
 PROTOCOL_VERSION = 1
@@ -29,21 +29,23 @@ def run(spec: EvaluateSpec, context: Context) -> Outcome:
     context.progress(0.3, f"{len(pinned)} images", force=True)
     autocast = torch.bfloat16 if spec.dtype == "bfloat16" else None
     loss = ReconstructionLoss("l1").to(context.device)
-    done = 0
+    reference, drift, done = _reference(context, subject), list[float](), 0
 
     def reconstruct(x_BCHW: Tensor) -> Tensor:
         nonlocal done
         context.check()
         context.progress(0.3 + 0.6 * done / len(pinned), f"image {done} of {len(pinned)}")
         done += len(x_BCHW)
-        output: Tensor = subject.model(x_BCHW)
+        z = subject.model.encode(x_BCHW)
+        if reference is not None:
+            drift.extend(latent_drift(z, reference.encode(x_BCHW)).tolist())
+        output: Tensor = subject.model.decode(z)
         return output
 
     scores = evaluate_images(reconstruct, pinned, batch_size=spec.batch_size, device=context.device, autocast=autocast, loss=loss)
     context.check()
-    drift = _drift(context, subject, pinned, spec, autocast)
-    per_image = {name: [float(v) for v in values] for name, values in {**scores.per_image, **drift}.items()}
-    means = {**scores.means, **{name: float(values.mean()) for name, values in drift.items()}}
+    found = {**scores.per_image, **({"latent_drift": np.array(drift)} if drift else {})}
+    averages = means(found)
     protocol = {
         "version": PROTOCOL_VERSION,
         "images_sha256": pinned.digest,
@@ -65,12 +67,12 @@ def run(spec: EvaluateSpec, context: Context) -> Outcome:
         "skipped_rows": list(pinned.skipped),
         "device": context.device,
     }
-    context.log("info", ", ".join(f"{name} {value:.4g}" for name, value in means.items()))
+    context.log("info", ", ".join(f"{name} {value:.4g}" for name, value in averages.items()))
     entry = NewScores(
         protocol=protocol,
         split=spec.split,
-        means=means,
-        per_image=per_image,
+        means=averages,
+        per_image={name: [float(v) for v in values] for name, values in found.items()},
         row_ids=pinned.row_ids,
         images=pictures,
         model_id=subject.row.id,
@@ -78,19 +80,12 @@ def run(spec: EvaluateSpec, context: Context) -> Outcome:
     return Outcome(scores=[entry], result=result)
 
 
-def _drift(
-    context: Context, subject: Loaded, pinned: PinnedImages, spec: EvaluateSpec, autocast: torch.dtype | None
-) -> dict[str, np.ndarray]:
-    """How far the latents have moved from the baseline's; nothing for the baseline itself, or where its weights are gone."""
+def _reference(context: Context, subject: Loaded) -> DCAE | None:
+    """The baseline, whose latents others depend on; None for the baseline itself, or where its weights are gone."""
     baseline = baseline_of(context.store, subject.row.id)
     if baseline.id == subject.row.id:
-        return {}
+        return None
     if baseline.deleted or baseline.blob_digest is None or not context.store.blobs.exists(baseline.blob_digest):
         context.log("info", "No latent drift: the baseline's weights are not in the store any more.")
-        return {}
-    reference = load(context.store, baseline.id, context.device).model
-    return {
-        "latent_drift": latent_drift(
-            subject.model.encode, reference.encode, pinned, batch_size=spec.batch_size, device=context.device, autocast=autocast
-        )
-    }
+        return None
+    return load(context.store, baseline.id, context.device).model

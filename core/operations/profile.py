@@ -8,7 +8,6 @@ as many layouts as there are pairs. Weights are random: latency does not depend 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 from core.errors import CoreError
-from core.operations.benchmark import device_name
+from core.operations.benchmark import conditions, seconds
 from core.operations.context import Context, Outcome
 from core.operations.models import load
 from core.pruning.plans import kept_count
@@ -49,15 +48,7 @@ def run(spec: ProfileSpec, context: Context) -> Outcome:
         context.check()
         context.progress(0.6 * place / len(wanted), f"{group} ({place} of {len(wanted)})")
         groups[group] = _time_group(points.pop(group), spec, context.device)
-    protocol = {
-        "device": context.device,
-        "device_name": device_name(context.device),
-        "dtype": spec.dtype,
-        "image_size": spec.image_size,
-        "batch_size": spec.batch_size,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+    protocol = conditions(spec, context.device)
     table = LatencyTable(protocol, config.to_json(), groups)
     offset, scale, checks = _whole_models(table, config, layout, coders, spec, context)
     table = LatencyTable(protocol, config.to_json(), groups, offset, scale, tuple(checks))
@@ -126,30 +117,17 @@ def _time_group(points: Mapping[Widths, Block], spec: ProfileSpec, device: str) 
         x = torch.randn(_input_shape(module, block.side, spec.batch_size), device=device, dtype=dtype)
         calls.append(partial(module, x))
     for _ in range(WARMUP):
-        guesses = [_seconds(call, device, 1) for call in calls]
+        guesses = [seconds(call, device) for call in calls]
     inner = [max(1, min(50, round(LEAST_S / guess))) for guess in guesses]
     times: list[list[float]] = [[] for _ in calls]
     for repeat in range(spec.repeats):
         for place in _turned(len(calls), repeat):
-            times[place].append(_seconds(calls[place], device, inner[place]))
+            times[place].append(seconds(calls[place], device, inner[place]))
     return {widths: min(own) * 1e3 for widths, own in zip(points, times, strict=True)}
 
 
 def _turned(count: int, turn: int) -> Iterator[int]:
     return ((place + turn) % count for place in range(count))
-
-
-def _seconds(call: Callable[[], Any], device: str, times: int) -> float:
-    """Seconds of one of `times` calls in a row."""
-    cuda = device.startswith("cuda")
-    if cuda:
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    for _ in range(times):
-        call()
-    if cuda:
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - started) / times
 
 
 def _input_shape(module: nn.Module, side_out: int, batch_size: int) -> tuple[int, int, int, int]:
@@ -187,7 +165,7 @@ def _whole_models(
         other = DCAE(config, layouts[-1]).to(context.device, dtype).eval()
         for coder in coders:
             calls = [partial(getattr(one, VERBS[coder]), inputs[coder]) for one in (dense, other)]
-            times = np.array([[_seconds(calls[k], context.device, 1) for k in range(2)] for _ in range(WARMUP + spec.repeats)])
+            times = np.array([[seconds(calls[k], context.device) for k in range(2)] for _ in range(WARMUP + spec.repeats)])
             times = times[WARMUP:]
             ratios[coder].append(float(np.median(times[:, 1]) / np.median(times[:, 0])))
             whole[coder].append(float(np.median(times[:, 0])))

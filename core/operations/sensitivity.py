@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from core.operations.models import Loaded, load
 from core.operations.prune import calibration_images, scores_of
 from core.pruning.calibration import CalibrationImages, statistics
 from core.pruning.compensation import compensate, fold_alone
-from core.pruning.plans import kept_count, site_rates
+from core.pruning.plans import achieved, make_plan, site_rates
 from core.pruning.surgery import cut
 from core.solver.sensitivity import Cell, SensitivityTable
 from core.specs import PruneSpec, SensitivitySpec
@@ -63,18 +63,17 @@ def run(spec: SensitivitySpec, context: Context) -> Outcome:
                 context.progress(0.1 + 0.9 * len(cells) / total, f"{knob} at {rate:g} ({len(cells)} of {total})")
                 cell = known.get((knob, rate))
                 if cell is None:
-                    keep = _keep(model, scores, places, rate)
-                    state = _pruned_state(parent, keep, grams, images if fitted else None, how)
-                    result = cut(state, model.config, layout, keep, exact_norms=how.stream_norms == "exact")
+                    alone = {name: rate if name in places else 0.0 for name in names}
+                    plan = make_plan(model.config, layout, scores, how.model_copy(update={"site_rates": alone}))
+                    state = _pruned_state(parent, plan.keep, grams, images if fitted else None, how)
+                    result = cut(state, model.config, layout, plan.keep, exact_norms=how.stream_norms == "exact")
                     candidate = DCAE(model.config, result.layout).to(context.device).eval()
                     candidate.load_state_dict(result.state)
-                    units = sum(layout.width(sites(model.config)[name]) for name in places)
-                    share = 1 - sum(len(kept) for kept in keep.values()) / units
                     # What goes before the decoder is the whole model's where only the decoder was pruned.
                     half = all(sites(model.config)[name].coder == "decoder" for name in places)
                     figures = _figures(candidate.decode, latents, pinned) if half else _figures(candidate, batches, pinned)
-                    cell = Cell(knob, rate, share, figures)
-                    file.write(json.dumps([knob, rate, share, dict(cell.figures)]) + "\n")
+                    cell = Cell(knob, rate, achieved(model.config, layout, plan), figures)
+                    file.write(json.dumps([knob, rate, cell.share, figures]) + "\n")
                     file.flush()
                 cells.append(cell)
     protocol = {
@@ -101,18 +100,9 @@ def knobs_of(model: DCAE, names: list[str], granularity: str) -> dict[str, tuple
     return found
 
 
-def _keep(model: DCAE, scores: dict[str, np.ndarray], names: tuple[str, ...], rate: float) -> dict[str, tuple[int, ...]]:
-    """The best units of each site, by the rounding rule."""
-    keep = {}
-    for name in names:
-        count = kept_count(model.layout.width(sites(model.config)[name]), rate)
-        keep[name] = tuple(int(unit) for unit in np.sort(np.argsort(-scores[name], kind="stable")[:count]))
-    return keep
-
-
 def _pruned_state(
     parent: Loaded,
-    keep: dict[str, tuple[int, ...]],
+    keep: Mapping[str, tuple[int, ...]],
     grams: dict[str, np.ndarray],
     images: CalibrationImages | None,
     how: PruneSpec,

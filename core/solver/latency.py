@@ -77,7 +77,10 @@ class LatencyTable:
         return float(np.mean(found)) if found else None
 
     def predict(self, config: DCAEConfig, layout: Layout, coder: str) -> float:
-        """Milliseconds of a batch's encode or decode. Raises CoreError for another config or a coder that was not measured."""
+        """Milliseconds of a batch's encode or decode.
+
+        Raises CoreError for another config, and for a coder or a stream's width that was not measured.
+        """
         if config != DCAEConfig.from_json(self.config):
             raise CoreError("The latency table is of another architecture.", code="table_config", next="Profile this model.")
         if coder not in self.coders:
@@ -102,6 +105,14 @@ class LatencyTable:
         from scipy.interpolate import RegularGridInterpolator  # half a second, which a page need not wait for
 
         axes, values = self._grids[group]
+        for width, axis in zip(widths, axes, strict=True):
+            if len(axis) == 1 and width != axis[0]:
+                raise CoreError(
+                    f"The latency profile knows {group} at a width of {axis[0]} only, not at {width}: it did not vary the streams.",
+                    code="profile_streams",
+                    given=list(widths),
+                    next="Profile the model with `streams`.",
+                )
         place = [min(max(width, axis[0]), axis[-1]) for width, axis in zip(widths, axes, strict=True)]
         varied = [index for index, axis in enumerate(axes) if len(axis) > 1]
         if not varied:

@@ -119,8 +119,8 @@ def show_proposal(proposal: Proposal) -> None:
     table = Table("", "now", "predicted", "change", header_style="bold")
     for key, value in after.items():
         metric = METRICS[key]
-        change = f"{value - before[key]:+.2f} dB" if key.endswith("_db") else f"{value / before[key] - 1:+.1%}"
-        table.add_row("Weights" if key == "weight_bytes" else metric.title, metric.text(before[key]), metric.text(value), change)
+        title = "Weights" if key == "weight_bytes" else metric.title
+        table.add_row(title, metric.text(before[key]), metric.text(value), proposal.change(key))
     console.print(table)
     rates = {name: rate for name, rate in proposal.spec.site_rates.items() if rate}
     console.print(", ".join(f"{name} {rate:g}" for name, rate in rates.items()), highlight=False)

@@ -10,7 +10,7 @@ import streamlit as st
 from core.compare import METRICS
 from core.model_manager import ModelManager
 from core.planning import Proposal
-from core.solver.search import CODERS
+from core.solver.search import CODERS, CostName
 from core.solver.sensitivity import SensitivityTable
 from pages.ui.boot import guarded
 from pages.ui.chain import start_chain
@@ -31,7 +31,7 @@ UNUSED = ("rate", "threshold", "site_rates", "scope", "round_to", "apply", "skip
 
 def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last: dict[str, Any]) -> None:
     """Measure, look, ask for a target, see the prediction, run. `how` are the form's values; `last` where its images are from."""
-    table = manager.sensitivity(row.id)
+    job, table = manager.sensitivity_job(row.id), manager.sensitivity(row.id)
     st.caption(
         "Measured once for a model: what pruning each site alone costs in quality, and how long each block takes at each width. "
         "The solver then finds the rates that reach a target at the least loss."
@@ -42,17 +42,16 @@ def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last
             images = {key: last[key] for key in ("data", "image_size") if key in last}
             choice = {key: value for key, value in how.items() if key not in UNUSED}
             choice["method"] = "structured"
-            job = manager.measure_sensitivity(row.id, {"prune": choice, **images})
-            start_chain([job.id], row.id)
+            start_chain([manager.measure_sensitivity(row.id, {"prune": choice, **images}).id], row.id)
             st.rerun()
     latency = manager.latency(row.id)
     if second.button("Profile latency" if latency is None else "Profile latency again", icon=":material/timer:"):
         with guarded():
             streams = "stream" in how.get("kinds", ())
-            job = manager.profile_latency(row.id, {"image_size": last.get("image_size", 128), "streams": streams})
-            start_chain([job.id], row.id)
+            asked = {"image_size": last.get("image_size", 128), "streams": streams}
+            start_chain([manager.profile_latency(row.id, asked).id], row.id)
             st.rerun()
-    if table is None:
+    if job is None or table is None:
         return
     metric = table.metrics[-1]
     if len(table.metrics) > 1:
@@ -71,17 +70,19 @@ def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last
         "Make as small as possible" if by_loss else "Cost", known, format_func=lambda name: METRICS[name].title, key="solve-cost"
     )
     label, unit, scale = TARGETS[cost]
+    timed = manager.profile_job(row.id)
+    measured = row.id, job.id, timed.id if timed else ""
     with guarded():
         if by_loss:
             value = place[2].number_input("Lose at most (dB, in one shot)", 0.05, 30.0, 2.0, 0.25)
-            proposal = manager.propose(row.id, cost=cost, loss_db=value)
+            proposal = proposed(manager, *measured, cost, loss_db=value)
         else:
             least, now = (figure / scale for figure in manager.reach(row.id, cost))
             value = place[2].number_input(
                 f"{label} ({unit})", 0.0, None, round((least + now) / 2, 3), max(0.001, round(now / 20, 3)), key=f"solve-{cost}",
                 help=f"Now {now:.3g}; with every measured rate at its highest {least:.3g}.",
             )  # fmt: skip
-            proposal = manager.propose(row.id, cost=cost, at_most=value * scale)
+            proposal = proposed(manager, *measured, cost, at_most=value * scale)
         show_proposal(proposal)
         if st.button("Prune so, retrain and compare", icon=":material/play_arrow:", type="primary", key="solve-run"):
             jobs = manager.compress(
@@ -91,14 +92,20 @@ def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last
             st.rerun()
 
 
+@st.cache_data(max_entries=64, show_spinner=False)
+def proposed(_manager: ModelManager, model: str, sensitivity: str, profile: str, cost: CostName, **target: float) -> Proposal:
+    """The solver's answer, kept while `sensitivity` and `profile` (their jobs' ids) are the newest: it takes half a second."""
+    return _manager.propose(model, cost=cost, **target)  # type: ignore[arg-type]
+
+
 def show_proposal(proposal: Proposal) -> None:
     """Predicted figures as tiles, the rates in an expander."""
-    before, after = proposal.solution.before, proposal.solution.after
+    after = proposal.solution.after
     shown = [key for key in ("decode_ms", "parameters", "decode_macs", "psnr_db", "foreground_psnr_db") if key in after]
     for place, key in zip(st.columns(len(shown)), shown, strict=True):
-        metric, is_db = METRICS[key], key.endswith("_db")
-        change = f"{after[key] - before[key]:+.2f} dB" if is_db else f"{after[key] / before[key] - 1:+.1%}"
-        place.metric(metric.title, metric.text(after[key]), change, delta_color="normal" if is_db else "inverse", border=True)
+        metric = METRICS[key]
+        colour = "normal" if metric.higher_is_better else "inverse"
+        place.metric(metric.title, metric.text(after[key]), proposal.change(key), delta_color=colour, border=True)  # type: ignore[arg-type]
     st.caption(f"Predicted; quality in one shot, before any retraining, on validation images. {proposal.latency_text()}")
     with st.expander("Rates"):
         st.dataframe(

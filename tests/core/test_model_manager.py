@@ -137,7 +137,7 @@ def test_a_proposal_prunes_to_what_it_predicted(manager, tiny):
         manager.propose(tiny.id, at_most=1.0)
     brief = {"image_size": 32, "rates": [0.5], "repeats": 3, "fit_models": 2, "check_models": 2}
     manager.wait(manager.profile_latency(tiny.id, brief).id)
-    assert manager.latency(tiny.id, "cuda:7") is None, "of another device"
+    assert manager.latency(tiny.id, "cuda:7") is None and manager.profile_job(tiny.id).operation == "profile", "of another device"
     least, now = manager.reach(tiny.id, "parameters")
     assert least < now == manager.cost(tiny.id).parameters
     proposal = manager.propose(tiny.id, cost="parameters", at_most=(least + now) / 2)

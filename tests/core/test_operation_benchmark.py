@@ -56,13 +56,13 @@ def test_models_are_warmed_up_and_interleaved(monkeypatch):
         def decode(self, z):
             calls.append(f"{self.name}d")
 
-    plain = benchmark._time
+    plain = benchmark.seconds
 
     def time_call(call, device):
         timed.append(device)
         return plain(call, device)
 
-    monkeypatch.setattr(benchmark, "_time", time_call)
+    monkeypatch.setattr(benchmark, "seconds", time_call)
     times = benchmark.measure({"a": Fake("a"), "b": Fake("b")}, torch.zeros(1), 3, 2)
     assert calls[:2] == ["ae", "be"]  # latents to decode
     rounds = [calls[i : i + 4] for i in range(2, len(calls), 4)]
@@ -75,7 +75,7 @@ def test_models_are_warmed_up_and_interleaved(monkeypatch):
 def test_a_gpus_clock_is_read_after_it_has_finished(monkeypatch):
     order = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: order.append("wait"))
-    benchmark._time(lambda: order.append("work"), torch.device("cuda:0"))
+    benchmark.seconds(lambda: order.append("work"), torch.device("cuda:0"))
     assert order == ["wait", "work", "wait"]
 
 

@@ -82,6 +82,13 @@ def test_a_latency_table_of_something_else_is_refused():
         SensitivityTable.from_json({"version": 0})
 
 
+def test_a_profile_that_did_not_vary_the_streams_says_nothing_of_narrower_ones():
+    layout = Layout().compose(TINY, {"decoder.stages.2.stream": range(16)})
+    with pytest.raises(CoreError, match="did not vary the streams") as caught:
+        latency().predict(TINY, layout, "decoder")
+    assert caught.value.code == "profile_streams" and latency().predict(TINY, layout, "encoder") > 0
+
+
 def test_the_error_is_that_of_the_checks():
     checks = (
         {"coder": "decoder", "predicted_ms": 11.0, "measured_ms": 10.0},
