@@ -78,7 +78,7 @@ preset = st.segmented_control(
 )
 last = manager.evaluation_for(row.id)
 start = {
-    **(PRESETS[preset].retrain.model_dump() if preset in PRESETS else {}),
+    **(manager.retrain_defaults(row.id, preset).model_dump() if preset in PRESETS else {}),
     **{key: last[key] for key in ("data", "image_size") if key in last},
 }
 values = spec_form(RetrainSpec, key=f"retrain-{preset}", values=start)
