@@ -36,6 +36,7 @@ from core.specs import (
     SensitivitySpec,
     Spec,
 )
+from core.training import Training
 from core.views import Views
 from dcaecore.config import DCAEConfig
 from dcaecore.cost import Cost, estimate
@@ -49,7 +50,7 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
 
 
-class ModelManager(Views, Planning):
+class ModelManager(Views, Planning, Training):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.
@@ -320,7 +321,7 @@ class ModelManager(Views, Planning):
         """`pause`, `resume`, `cancel` or `checkpoint`; a resumed job finds a worker again."""
         row = jobs.request(self.store, ref, verb)
         if row.state == "queued":
-            ensure_worker(self.store, self.settings, row.device)
+            self._ensure_worker(row.device)
         return row
 
     def wait(self, ref: str, timeout_s: float | None = None) -> JobRow:
@@ -406,5 +407,8 @@ class ModelManager(Views, Planning):
             name=name,
             interactive=interactive,
         )
-        ensure_worker(self.store, self.settings, target)
+        self._ensure_worker(target)
         return row
+
+    def _ensure_worker(self, device: str) -> None:
+        ensure_worker(self.store, self.settings, device)

@@ -387,6 +387,10 @@ class RetrainSpec(Spec):
     save_interval: int = _field(
         5, "Epochs between checkpoints (and once a minute besides).", group="Checkpoints", ge=1, identity=False
     )
+    keep_every: int = _field(
+        0, "Keep the checkpoint of every so many epochs to the end; 0 keeps none but the newest and those asked for.",
+        group="Checkpoints", ge=0, le=100_000, identity=False, advanced=True,
+    )  # fmt: skip
     log_interval: int = _field(
         100, "Steps between lines of the log; curves record each step.", group="Checkpoints", ge=1, identity=False
     )
@@ -410,6 +414,21 @@ class RetrainSpec(Spec):
     def total_steps(self) -> int:
         """Steps of the whole run, warm-up included."""
         return self.n_epochs * self.steps_per_epoch
+
+
+class BranchSpec(Spec):
+    """Make a model of a checkpoint of a retraining. The service fills it in: `core.training`."""
+
+    operation: ClassVar[str] = "branch"
+
+    job: str = _field("", "The retraining.", group="Checkpoint", identity=False)
+    step: int = _field(0, "Steps done at the checkpoint.", group="Checkpoint", ge=0)
+    weights: Literal["best", "trained"] = _field(
+        "trained",
+        "The weights at that step (their moving average where it is on), or the best until then.",
+        group="Checkpoint",
+    )
+    training: dict[str, Any] = _field(RetrainSpec().identity_spec(), "Settings of the retraining.", group="Checkpoint")
 
 
 class EvaluateSpec(Spec):
@@ -535,5 +554,5 @@ class ScheduleSpec(Spec):
 
 SPECS: dict[str, type[Spec]] = {
     spec.operation: spec
-    for spec in (ImportSpec, PruneSpec, RetrainSpec, EvaluateSpec, BenchmarkSpec, SensitivitySpec, ProfileSpec)
+    for spec in (ImportSpec, PruneSpec, RetrainSpec, BranchSpec, EvaluateSpec, BenchmarkSpec, SensitivitySpec, ProfileSpec)
 }

@@ -42,6 +42,7 @@ class TrainSettings:
     best_metric: str = "psnr_db"
     keep: str = "best"
     save_interval: int = 5
+    keep_every: int = 0
     log_interval: int = 100
 
     @property

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -70,7 +70,10 @@ class TrainCallbacks(Protocol):
         """After each validation; step 0 is the model as it came."""
 
     def on_checkpoint(self, path: Path, step: int, why: str) -> None:
-        """After a checkpoint is durable."""
+        """After a checkpoint is durable; `why` is pause, cancel, asked, interval or every (the `keep_every`-th epoch)."""
+
+    def spared(self) -> Collection[str]:
+        """Names of checkpoints that are not to be cleaned away."""
 
     def log(self, level: str, message: str) -> None:
         """A line for people; level as in `logging`."""
@@ -90,6 +93,9 @@ class NullCallbacks:
     def on_eval(self, step: int, scores: ImageScores) -> None: ...
 
     def on_checkpoint(self, path: Path, step: int, why: str) -> None: ...
+
+    def spared(self) -> Collection[str]:
+        return ()
 
     def log(self, level: str, message: str) -> None: ...
 
@@ -241,8 +247,9 @@ class _Run:
         moments = optimizer_tensors(self.optimizer, self.names)
         state = TrainState(self.step, self.model.state_dict(), self.average.state, self.best, moments, facts)
         path = save_checkpoint(self.folder, state)
-        clean_checkpoints(self.folder)
         self.callbacks.on_checkpoint(path, self.step, why)
+        every = self.settings.keep_every * self.settings.steps_per_epoch
+        clean_checkpoints(self.folder, every=every, spare=self.callbacks.spared())
 
     def restore(self, path: Path) -> None:
         """Goes back to a checkpoint. Raises CheckpointError where it is damaged, or of another model."""
@@ -382,10 +389,11 @@ def train(
             if (epoch_ends and epoch % settings.eval_interval == 0) or run.step == settings.total_steps:
                 run.validate()
             due = epoch_ends and epoch % settings.save_interval == 0
-            if due or clock() - saved_at >= CHECKPOINT_SECONDS:
-                run.checkpoint("interval")
+            kept = epoch_ends and settings.keep_every > 0 and epoch % settings.keep_every == 0
+            if due or kept or clock() - saved_at >= CHECKPOINT_SECONDS:
+                run.checkpoint("every" if kept else "interval")
                 saved_at = clock()
     finally:
         batches.close()  # type: ignore[attr-defined]
-    kept = run.best if settings.keep == "best" and run.best else run.kept_weights()
-    return TrainResult(status, run.step, kept, run.best_step or run.step, run.best_value, tuple(sorted(run.skipped)))
+    weights = run.best if settings.keep == "best" and run.best else run.kept_weights()
+    return TrainResult(status, run.step, weights, run.best_step or run.step, run.best_value, tuple(sorted(run.skipped)))

@@ -13,6 +13,7 @@ from dcaecore.schedules import learning_rate, schedule_warning  # noqa: E402
 from pages.ui.chain import line_chart, show_log  # noqa: E402
 from pages.ui.figures import headline, validate_and_save  # noqa: E402
 from pages.ui.forms import spec_form  # noqa: E402
+from pages.ui.training import checkpoint_list, steering  # noqa: E402
 
 
 @st.fragment(run_every=1.0)
@@ -20,8 +21,7 @@ def watch(ref: str) -> None:
     """A retraining: progress, controls, curves against the baseline, reconstructions as they improve, log."""
     job = manager.job(ref)
     job_bar(manager, job, key="retrain")
-    if job.state == "running" and st.button("Checkpoint now", icon=":material/save:"):
-        manager.control(ref, "checkpoint")
+    steering(manager, job)
     if job.error and job.state == "failed":
         show_error(job.error)
     loss, quality = st.columns(2)
@@ -46,6 +46,8 @@ def watch(ref: str) -> None:
         for place, (original, made, _) in zip(st.columns(8), shown[:8], strict=False):
             place.image(original, width="stretch")
             place.image(made, width="stretch")
+    with st.expander("Checkpoints"):
+        checkpoint_list(manager, job)
     with st.expander("Log"):
         show_log(manager, ref)
     if job.state == "done" and job.model_id:
@@ -55,6 +57,7 @@ def watch(ref: str) -> None:
             label="Compare with its parent",
             query_params={"models": f"{job.parent_model_id},{job.model_id}"},
         )
+        st.page_link("pages/3_Retrain.py", label="Train it further", query_params={"model": job.model_id})
 
 
 st.title("Retrain")
@@ -70,6 +73,7 @@ if followed or active:
 row = chosen_model(manager)
 headline(manager, row, keys=("parameters", "sparsity", "decode_ms", "psnr_db", "foreground_psnr_db"))
 validate_and_save(manager, row, key="retrain")
+onward = st.query_params.get("onward")
 preset = st.segmented_control(
     "Preset",
     ["form defaults", *PRESETS],
@@ -81,7 +85,18 @@ start = {
     **(PRESETS[preset].retrain.model_dump() if preset in PRESETS else {}),
     **{key: last[key] for key in ("data", "image_size") if key in last},
 }
-values = spec_form(RetrainSpec, key=f"retrain-{preset}", values=start)
+if onward:
+    with guarded():
+        start = manager.remaining(onward).model_dump()
+        st.info(
+            f"These are the settings of **{manager.job(onward).name}** for the steps that it has left. *Train on* makes a new child "
+            "from its last checkpoint with what you change here; the old training stays as it is. The optimizer begins anew.",
+            icon=":material/tune:",
+        )
+        if st.button("Never mind", icon=":material/close:"):
+            st.query_params.pop("onward")
+            st.rerun()
+values = spec_form(RetrainSpec, key=f"retrain-{onward or preset}", values=start)
 with guarded():
     steps_per_epoch, total = values["steps_per_epoch"], values["n_epochs"] * values["steps_per_epoch"]
     warmup = values["warmup_epochs"] * steps_per_epoch
@@ -111,8 +126,10 @@ with guarded():
     free = (device.total_bytes - device.used_bytes) / 2**30
     fits = "fits" if memory < free else "**may not fit**"
     st.caption(f"Estimated training memory {memory:.2f} GiB: {fits} in the {free:.1f} GiB free on {device.title}.")
-    if st.button("Retrain", type="primary", icon=":material/model_training:"):
-        job = manager.retrain_model(row.id, values)
+    label, icon = ("Train on", ":material/tune:") if onward else ("Retrain", ":material/model_training:")
+    if st.button(label, type="primary", icon=icon):
+        job = manager.train_on(onward, values)[-1] if onward else manager.retrain_model(row.id, values)
         st.query_params["job"] = job.id
+        st.query_params.pop("onward", None)
         st.toast("The training is queued: follow it at the top of this page.")
         st.rerun()

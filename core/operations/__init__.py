@@ -11,6 +11,7 @@ MODULES: dict[str, str] = {
     "import": "core.operations.import_",
     "prune": "core.operations.prune",
     "retrain": "core.operations.retrain",
+    "branch": "core.operations.branch",
     "evaluate": "core.operations.evaluate",
     "benchmark": "core.operations.benchmark",
     "sensitivity": "core.operations.sensitivity",

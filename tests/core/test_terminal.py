@@ -29,6 +29,9 @@ VERBS = [
     "sensitivity",
     "profile",
     "solve",
+    "checkpoints",
+    "branch",
+    "train-on",
 ]
 
 

@@ -1,0 +1,79 @@
+"""Verbs for retrainings that run or stand still: their checkpoints, and what is made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from core.specs import RetrainSpec
+from core.terminal import output
+from core.terminal.options import spec_values, with_options
+from core.training import cleaning_rule
+from store import JobRow
+
+JobArgument = Annotated[str, typer.Argument(help="A retraining's id.")]
+At = Annotated[str, typer.Option(help="best, last, or the step of a checkpoint.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verbs of this module."""
+    app.command("checkpoints")(list_checkpoints)
+    app.command("branch")(branch)
+    made = with_options(train_on, RetrainSpec)
+    app.command("train-on")(made)
+
+
+def list_checkpoints(job: JobArgument) -> None:
+    """Checkpoints of a retraining: step, figures, bytes, why they were written and why they stay."""
+    from core.terminal.app import state  # which registers this module's verbs
+
+    manager = state.manager()
+    found = manager.checkpoints(job)
+    if state.json:
+        output.emit([checkpoint.to_json() for checkpoint in found])
+        return
+    table = Table("step", "written", "size", "written because", "kept because", "figures", header_style="bold")
+    for c in found:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in c.figures.items())
+        table.add_row(f"{c.step}", c.created[:19], f"{c.bytes / 2**20:.1f} MiB", c.why, c.kept, figures)
+    output.console.print(table)
+    if found and found[0].best_step is not None:
+        output.console.print(f"Best weights so far: of step {found[0].best_step}.", highlight=False)
+    output.console.print(cleaning_rule(RetrainSpec.model_validate(manager.job(job).spec)), highlight=False)
+
+
+def branch(
+    job: JobArgument,
+    at: At = "last",
+    name: Annotated[str | None, typer.Option(help="Name of the new model.")] = None,
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="Evaluate it, as its family was last evaluated.")] = False,
+    promote: Annotated[bool, typer.Option("--promote", help="Make it the current model.")] = False,
+) -> None:
+    """Make a model of a checkpoint; the retraining itself stays as it is."""
+    from core.terminal.app import finish, state
+
+    manager = state.manager()
+    made = manager.branch(job, at, name=name)
+    chain: list[JobRow] = [made]
+    if evaluate:
+        chain.append(manager.evaluate_model({"job": made.id}, manager.evaluation_for(str(made.parent_model_id))))
+    if promote and not state.detach:
+        model = output.follow(manager, made, quiet=state.json).model_id
+        manager.promote(str(model))
+    if evaluate and not state.detach:
+        output.follow(manager, chain[-1], quiet=state.json)
+    finish(manager, made)
+
+
+def train_on(job: str, at: At = "last", name: str | None = None, spec: Path | None = None, **options: Any) -> None:
+    """Train on from a checkpoint with other settings, as a new child; the retraining JOB stays as it was."""
+    from core.terminal.app import finish, state
+
+    manager = state.manager()
+    chain = manager.train_on(job, spec_values(RetrainSpec, options, spec), at=at, name=name)
+    if not state.detach:
+        output.follow(manager, chain[0], quiet=state.json)
+    finish(manager, chain[-1])

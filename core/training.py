@@ -1,0 +1,181 @@
+"""Retrainings that are steered, and what their checkpoints become. No torch.
+
+A checkpoint is not a model yet: `branch` makes one of it, with the trained model as its parent, while the retraining stays as it
+was. Whatever is done to models (evaluate, compare, promote, train further) can then be done to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import store.jobs as jobs
+from core.checks import changed
+from core.errors import CoreError
+from core.schedules import with_steps
+from core.settings import Settings
+from core.specs import BranchSpec, RetrainSpec
+from store import CheckpointRow, JobRow, Store, checkpoints, metrics
+
+NUM_NEWEST = 2
+REASONS = {
+    "interval": "at its time",
+    "every": "every so many epochs",
+    "asked": "asked for",
+    "pause": "at a pause",
+    "cancel": "at a cancel",
+    "branch": "a model was made of it",
+}
+STANDING = ("paused", "failed", "cancelled", "done")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as a list shows it."""
+
+    step: int
+    why: str
+    """Why it was written, in words."""
+    kept: str
+    """Why it is still there, in words."""
+    bytes: int
+    created: str
+    figures: Mapping[str, float]
+    """Of the last validation before it."""
+    best_step: int | None
+    """Step of the best weights until then, which it carries too; None where nothing was validated yet."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**self.__dict__, "figures": dict(self.figures)}
+
+
+def cleaning_rule(spec: RetrainSpec) -> str:
+    """Which checkpoints of a training stay, in one sentence."""
+    every = f", of every {spec.keep_every}. epoch" if spec.keep_every else ""
+    return (
+        f"Kept: the {NUM_NEWEST} newest checkpoints, those asked for{every}, and those that a model was made of. The others go when "
+        "the next one is whole. Each carries the best weights until then."
+    )
+
+
+class Training:
+    """The part of `ModelManager` that steers retrainings."""
+
+    store: Store
+    settings: Settings
+    _submit: Callable[..., JobRow]
+    _ensure_worker: Callable[[str], None]
+    _check_retraining: Callable[[str, RetrainSpec], None]
+    retrain_model: Callable[..., JobRow]
+
+    def _retraining(self, ref: str) -> tuple[JobRow, RetrainSpec]:
+        job = jobs.get_job(self.store, ref)
+        if job.operation != "retrain":
+            raise CoreError(f"{job.name} is no retraining.", code="operation", given=job.operation, legal="retrain")
+        return job, RetrainSpec.model_validate(job.spec)
+
+    def steps_done(self, ref: str) -> int:
+        """Steps that a retraining has behind it, or would go on from."""
+        job, _ = self._retraining(ref)
+        if job.pid is not None:
+            latest = metrics.latest(self.store, [job.id]).get(job.id)
+            return 0 if latest is None else int(latest["step"])
+        newest = checkpoints.latest(self.store, job)
+        return 0 if newest is None else newest.step
+
+    def run_more(self, ref: str, steps: int) -> JobRow:
+        """Lets a retraining run so many more steps and then pause, whether it runs, waits or stands still now.
+
+        Raises CoreError for fewer than 1 step, and for so many that it would not pause before its end.
+        """
+        job, spec = self._retraining(ref)
+        done = self.steps_done(job.id)
+        if not 1 <= steps < spec.total_steps - done:
+            raise CoreError(
+                f"{done} of {spec.total_steps} steps are done: a pause after {steps} more cannot be.",
+                code="steps", given=steps, legal=f"1 to {spec.total_steps - done - 1}",
+                next="Resume it without a number of steps, and it runs to its end.",
+            )  # fmt: skip
+        row = jobs.run_until(self.store, job, done + steps)
+        if row.state == "queued":
+            self._ensure_worker(row.device)
+        return row
+
+    def checkpoints(self, ref: str) -> list[Checkpoint]:
+        """The checkpoints of a retraining that are still there, newest first."""
+        job, spec = self._retraining(ref)
+        rows = self._whole(job)
+        return [self._seen(row, place < NUM_NEWEST, spec) for place, row in enumerate(rows)]
+
+    def _whole(self, job: JobRow) -> list[CheckpointRow]:
+        rows = [row for row in checkpoints.list_checkpoints(self.store, job) if (row.folder / "digest").exists()]
+        return sorted(rows, key=lambda row: row.step, reverse=True)
+
+    @staticmethod
+    def _seen(row: CheckpointRow, newest: bool, spec: RetrainSpec) -> Checkpoint:
+        facts = json.loads((row.folder / "state.json").read_text())
+        every = spec.keep_every * spec.steps_per_epoch
+        if row.why in checkpoints.KEPT:
+            kept = REASONS[row.why]
+        elif every and row.step % every == 0:
+            kept = REASONS["every"]
+        else:
+            kept = "newest" if newest else "until the next one"
+        size = sum(path.stat().st_size for path in row.folder.iterdir())
+        best = facts["best_step"] if facts["best_value"] is not None else None
+        return Checkpoint(row.step, REASONS.get(row.why, row.why), kept, size, row.created, row.figures, best)
+
+    def branch(self, ref: str, at: str | int = "last", *, name: str | None = None) -> JobRow:
+        """Submits the making of a model of a checkpoint: `best`, `last`, or a step. The retraining itself stays as it is.
+
+        The checkpoint is kept from now on. Raises CoreError where there is none, or none at that step.
+        """
+        job, spec = self._retraining(ref)
+        row, weights = self._checkpoint(job, at)
+        checkpoints.keep(self.store, row.id)
+        given = BranchSpec(job=job.id, step=row.step, weights=weights, training=spec.identity_spec())  # type: ignore[arg-type]
+        return self._submit(given, job.parent_model_id, device=job.device, name=name or "branch", interactive=True)
+
+    def _checkpoint(self, job: JobRow, at: str | int) -> tuple[CheckpointRow, str]:
+        rows = self._whole(job)
+        if not rows:
+            raise CoreError(
+                f"{job.name} has no checkpoint yet.", code="no_checkpoint", given=at, next="Ask it for one, or wait a minute."
+            )
+        if at in ("best", "last"):
+            best = self._seen(rows[0], True, RetrainSpec.model_validate(job.spec)).best_step
+            if at == "best" and best is None:
+                raise CoreError(f"{job.name} has not validated anything yet.", code="no_best", given=at, legal="last, or a step")
+            return rows[0], "best" if at == "best" else "trained"
+        found = next((row for row in rows if str(row.step) == str(at)), None)
+        if found is None:
+            legal = ", ".join(["best", "last", *(str(row.step) for row in rows)])
+            raise CoreError(f"{job.name} has no checkpoint at step {at}.", code="no_checkpoint", given=at, legal=legal)
+        return found, "trained"
+
+    def remaining(self, ref: str) -> RetrainSpec:
+        """The settings of a retraining for the steps that it has left: no warm-up, other batches than before."""
+        job, spec = self._retraining(ref)
+        left = spec.total_steps - self.steps_done(job.id)
+        return changed(with_steps(spec, max(1, left)), warmup_epochs=0, seed=spec.seed + 1)
+
+    def train_on(
+        self, ref: str, spec: Mapping[str, Any] | None = None, *, at: str | int = "last", name: str | None = None
+    ) -> list[JobRow]:
+        """Trains on from a checkpoint with other settings, as a new child; the old retraining stays as it was.
+
+        `spec` changes single fields of `remaining(ref)`; the optimizer begins anew. Returns the two jobs: `branch` and `retrain`.
+        Raises CoreError for a retraining that still runs, and for settings that cannot be, before anything is submitted.
+        """
+        job, _ = self._retraining(ref)
+        if job.state not in STANDING:
+            raise CoreError(
+                f"{job.name} is {job.state}.", code="bad_state", given=job.state, legal=STANDING, next="Pause it first."
+            )
+        given = changed(self.remaining(job.id), **dict(spec or {}))
+        self._check_retraining(str(job.parent_model_id), given)
+        branch = self.branch(job.id, at)
+        return [branch, self.retrain_model({"job": branch.id}, given, device=job.device, name=name)]
