@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -123,6 +123,15 @@ class BatchStream:
         first = step * self.batch_size + self.rank * share
         count = len(self.rows)
         return [int(self._order(p // count)[p % count]) for p in range(first, first + share)]
+
+    def first_step(self, row_id: str) -> int:
+        """The global step (from 0) that first brings a row to a world of one rank."""
+        return self._first_steps[row_id]
+
+    @cached_property
+    def _first_steps(self) -> dict[str, int]:
+        ids = self.cache.frames.row_ids
+        return {ids[row]: place // self.batch_size for place, row in enumerate(self._order(0))}
 
     def batch(self, step: int) -> Batch:
         """The batch of a global step (from 0)."""

@@ -36,6 +36,7 @@ from dcaecore.checkpoints import (
 )
 from dcaecore.distillation import Distillation, DistillWeights
 from dcaecore.errors import CheckpointError, ConfigError, TrainingError
+from dcaecore.latents import LatentCache, pays
 from dcaecore.losses import ReconstructionLoss
 from dcaecore.metrics import ImageScores, evaluate_images
 from dcaecore.model import DCAE
@@ -156,6 +157,7 @@ class _Run:
         device: str,
         late_reports: bool | None,
         teacher: DCAE | None,
+        stream: BatchStream,
     ) -> None:
         self.settings, self.pinned, self.callbacks, self.folder = settings, pinned, callbacks, folder
         self.device = torch.device(device)
@@ -183,6 +185,7 @@ class _Run:
             teacher = teacher.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.distillation = Distillation(teacher, self.model, wanted)
         self.autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
+        self.latents = self._latent_cache(stream)
         self.average = MovingAverage(self.model, settings.ema_decay)
         self.best: dict[str, Tensor] = {}
         self.best_value: float | None = None
@@ -197,6 +200,19 @@ class _Run:
         self.step = 0
         self.skipped: set[str] = set()
         self.pending: _Report | None = None
+
+    def _latent_cache(self, stream: BatchStream) -> LatentCache | None:
+        """Where the encoder is frozen and nothing else asks for it, images that come again need not be encoded again."""
+        model = self.model
+        if self.settings.frozen_part != "encoder" or self.distillation is not None or not isinstance(model, DCAE):
+            return None
+        side = stream.cache.image_size // model.config.spatial_compression
+        if not pays(stream, self.settings.total_steps, model.config.latent_channels * side * side * torch.float32.itemsize):
+            return None
+        return LatentCache(stream, lambda x: model.encode(self._on_device(x)))
+
+    def _on_device(self, x: Tensor) -> Tensor:
+        return x.to(self.device, non_blocking=True, memory_format=torch.channels_last)
 
     def set_train_mode(self) -> None:
         """Training mode; BatchNorm keeps its statistics where they are frozen, or its whole part is."""
@@ -281,14 +297,16 @@ class _Run:
         rate = self.settings.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        x = batch.images_BCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        x = self._on_device(batch.images_BCHW)
         content = batch.content_B1HW.to(self.device, non_blocking=True)
         moving = batch.foreground_B1HW.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            if self.distillation is None:
-                y = self.model(x)
-            else:
+            if self.distillation is not None:
                 y, taught, terms = self.distillation(x)
+            elif self.latents is not None:
+                y = self.model.decode(self._on_device(self.latents.of(self.step, batch)))  # type: ignore[operator]
+            else:
+                y = self.model(x)
         loss, parts = self.loss(y, x, content, moving)
         if self.distillation is not None:
             loss, parts = loss + taught, {**parts, **terms}
@@ -356,7 +374,7 @@ def train(
     """
     callbacks = callbacks or NullCallbacks()
     torch.manual_seed(settings.seed)
-    run = _Run(model, settings, pinned, masks or {}, callbacks, folder, device, late_reports, teacher)
+    run = _Run(model, settings, pinned, masks or {}, callbacks, folder, device, late_reports, teacher, stream)
     run.set_train_mode()
     if resume_from is not None:
         run.restore(resume_from)

@@ -31,6 +31,7 @@ from dcaecore import (
     train,
 )
 from dcaecore.checkpoints import load_checkpoint
+from dcaecore.latents import CAP_BYTES, pays
 
 SETTINGS = TrainSettings(
     n_epochs=4, steps_per_epoch=3, warmup_epochs=1, init_lr=1e-3, ema_decay=0.8, foreground_weight=5.0, eval_interval=2
@@ -108,6 +109,38 @@ def test_a_stopped_run_goes_on_to_the_same_bits(data_dir, tmp_path, optimizer, m
     assert resumed.steps == whole.steps == 12
     assert same(resumed.state, whole.state) and same(again.state_dict(), model.state_dict())
     assert (resumed.best_step, resumed.best_value) == (whole.best_step, whole.best_value)
+
+
+def test_latents_of_a_frozen_encoder_are_made_once_and_resumed_to_the_same_bits(data_dir, tmp_path, monkeypatch):
+    settings = replace(SETTINGS, frozen_part="encoder")
+    encoded = []
+
+    def run(at=99, folder=None, rows=7):
+        model, stream, pinned = setting_up(data_dir)
+        few = BatchStream(stream.cache, stream.rows[:rows], batch_size=3, seed=5)  # epochs end inside batches
+        plain = model.encoder.forward
+        model.encoder.forward = lambda x: (encoded.append(len(x)), plain(x))[1] if model.training else plain(x)
+        resume = None if folder is None else latest_checkpoint(folder)
+        train(model, settings, few, pinned, folder=folder, resume_from=resume, callbacks=Stop(at))
+        return {name: value.clone() for name, value in model.state_dict().items()}
+
+    whole = run()
+    assert sum(encoded) == 9  # seven rows, two of which the third batch brings a second time
+    for at in (4, 5):
+        run(at, tmp_path)
+    assert same(run(folder=tmp_path), whole)
+    encoded.clear()
+    monkeypatch.setattr("dcaecore.trainer.pays", lambda *_: False)
+    each_time = run()
+    assert sum(encoded) == 3 * 12
+    assert all(torch.allclose(value, whole[name], atol=1e-5) for name, value in each_time.items())
+
+
+def test_latents_are_kept_where_images_come_again_and_find_room(data_dir):
+    _, stream, _ = setting_up(data_dir)
+    enough = len(stream.rows) // 2 + 1
+    assert pays(stream, enough, 100) and not pays(stream, enough - 1, 100)
+    assert not pays(stream, enough, CAP_BYTES // len(stream.rows) + 1)
 
 
 def test_a_killed_process_goes_on_to_the_same_bits(data_dir, tmp_path):
