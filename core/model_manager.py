@@ -380,6 +380,8 @@ class ModelManager(Views, Planning, Training):
 
     def _check_retraining(self, parent: Parent, spec: RetrainSpec) -> None:
         self._check_size(parent, spec.image_size)
+        if isinstance(parent, str):
+            self._check_parts_and_goal(parent, spec)
         if spec.perceptual_weight > 0:
             from dcaecore.losses import lpips_status  # imports torch: only where it is asked for
 

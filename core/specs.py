@@ -298,15 +298,17 @@ class RetrainSpec(Spec):
     seed: int = _field(0, "Seed of the order of images.", group="Basic", ge=0)
     dtype: DType = _field("float32", "bfloat16 runs the model under autocast; weights stay in float32.", group="Basic")
 
-    optimizer_name: Literal["adamw", "adam", "sgd"] = _field("adamw", "Optimizer.", group="Optimizer")
+    optimizer_name: Literal["adamw", "adam", "sgd", "rmsprop"] = _field("adamw", "Optimizer.", group="Optimizer")
     betas: tuple[float, float] = _field(
         (0.9, 0.999), "Decay of the first and second moment.", group="Optimizer", advanced=True,
         when={"optimizer_name": ["adamw", "adam"]},
     )  # fmt: skip
-    momentum: float = _field(0.9, "Momentum.", group="Optimizer", ge=0.0, lt=1.0, advanced=True, when={"optimizer_name": ["sgd"]})
+    momentum: float = _field(
+        0.9, "Momentum.", group="Optimizer", ge=0.0, lt=1.0, advanced=True, when={"optimizer_name": ["sgd", "rmsprop"]}
+    )
     eps: float = _field(
         1e-8, "Added to the denominator.", group="Optimizer", gt=0.0, le=1.0, advanced=True,
-        when={"optimizer_name": ["adamw", "adam"]},
+        when={"optimizer_name": ["adamw", "adam", "rmsprop"]},
     )  # fmt: skip
     weight_decay: float = _field(0.05, "Weight decay.", group="Optimizer", ge=0.0, le=10.0)
     decay_norms_and_biases: bool = _field(False, "Apply weight decay to norms and biases too.", group="Optimizer", advanced=True)
@@ -317,22 +319,26 @@ class RetrainSpec(Spec):
     )  # fmt: skip
 
     init_lr: float = _field(1e-4, "Learning rate after the warm-up.", group="Schedule", gt=0.0, le=1.0)
-    lr_schedule_name: Literal["cosine", "constant", "linear", "step", "exponential", "onecycle"] = _field(
+    lr_schedule_name: Literal["cosine", "constant", "linear", "step", "exponential", "onecycle", "plateau"] = _field(
         "cosine", "How the learning rate moves after the warm-up.", group="Schedule"
     )
     warmup_epochs: int = _field(5, "Epochs of linear warm-up, counted within n_epochs.", group="Schedule", ge=0, le=100_000)
     warmup_lr: float = _field(1e-6, "Learning rate at the first step of the warm-up.", group="Schedule", ge=0.0, le=1.0)
     min_lr: float = _field(
         0.0, "Learning rate at the end.", group="Schedule", ge=0.0, le=1.0, advanced=True,
-        when={"lr_schedule_name": ["cosine", "linear", "onecycle"]},
+        when={"lr_schedule_name": ["cosine", "linear", "onecycle", "plateau"]},
     )  # fmt: skip
     lr_gamma: float = _field(
-        0.1, "Factor at each fall (step), or over the whole run (exponential).", group="Schedule", gt=0.0, le=1.0,
-        advanced=True, when={"lr_schedule_name": ["step", "exponential"]},
+        0.1, "Factor at each fall (step, plateau), or over the whole run (exponential).", group="Schedule", gt=0.0, le=1.0,
+        advanced=True, when={"lr_schedule_name": ["step", "exponential", "plateau"]},
     )  # fmt: skip
     lr_step_epochs: int = _field(
         1, "Epochs between falls.", group="Schedule", ge=1, advanced=True, when={"lr_schedule_name": ["step"]}
     )
+    lr_patience: int = _field(
+        2, "Validations without a gain that are borne before a fall.", group="Schedule", ge=0, le=100_000, advanced=True,
+        when={"lr_schedule_name": ["plateau"]},
+    )  # fmt: skip
 
     reconstruction_loss: Literal["l1", "mse", "l1+mse"] = _field("l1", "Pixel loss.", group="Loss")
     foreground_weight: float = _field(
@@ -369,6 +375,12 @@ class RetrainSpec(Spec):
         group="Loss",
         advanced=True,
     )
+    frozen_stages: tuple[str, ...] = _field(
+        (),
+        "Further parts that keep their weights, by name: encoder.conv_in, encoder.stages.0, ..., encoder.conv_out, and the decoder's.",
+        group="Loss",
+        advanced=True,
+    )
     batchnorm: Literal["frozen", "train"] = _field(
         "frozen",
         "BatchNorm statistics: keep the parent's, or update them (needs larger batches).",
@@ -382,6 +394,25 @@ class RetrainSpec(Spec):
         "psnr_db", "The checkpoint that is best by this figure becomes the new model.", group="Validation"
     )
     keep: Literal["best", "last"] = _field("best", "Which weights become the new model.", group="Validation", advanced=True)
+    patience: int = _field(
+        0, "End early after so many validations without a gain; 0 never does.", group="Early stopping", ge=0, le=100_000,
+        advanced=True,
+    )  # fmt: skip
+    min_gain: float = _field(
+        0.0, "What counts as a gain, in the unit of the figure that is best by.", group="Early stopping", ge=0.0, le=1000.0,
+        advanced=True,
+    )  # fmt: skip
+    good_as: str = _field(
+        "",
+        "End as soon as validation is as good as of this model: `baseline`, `parent` (what the trained model was made of), an id, "
+        "name or alias.",
+        group="Early stopping",
+        advanced=True,
+    )
+    max_seconds: float = _field(
+        0.0, "End after so many seconds of training steps, over all pauses and resumes; 0 sets no limit.", group="Early stopping",
+        ge=0.0, le=1e7, advanced=True, unit="s",
+    )  # fmt: skip
     num_save_images: int = _field(8, "Reconstructions kept at each validation.", group="Validation", ge=0, le=64, identity=False)
 
     save_interval: int = _field(
@@ -402,6 +433,12 @@ class RetrainSpec(Spec):
         if not all(0.0 <= beta < 1.0 for beta in value):
             raise ValueError(f"betas must lie in [0, 1), not {value}")
         return value
+
+    @model_validator(mode="after")
+    def _gains(self) -> RetrainSpec:
+        if self.min_gain > 0 and self.patience == 0 and self.lr_schedule_name != "plateau":
+            raise ValueError("min_gain would have no effect: it applies beside patience, or to the schedule plateau")
+        return self
 
     @model_validator(mode="after")
     def _taught(self) -> RetrainSpec:
@@ -442,6 +479,25 @@ class EvaluateSpec(Spec):
         128, "Side of the square that images are padded and resized to.", group="Data", ge=16, le=4096, unit="px"
     )
     num_images: int = _field(64, "Pinned images.", group="Data", ge=1, le=10_000)
+    patience: int = _field(
+        0, "End early after so many validations without a gain; 0 never does.", group="Early stopping", ge=0, le=100_000,
+        advanced=True,
+    )  # fmt: skip
+    min_gain: float = _field(
+        0.0, "What counts as a gain, in the unit of the figure that is best by.", group="Early stopping", ge=0.0, le=1000.0,
+        advanced=True,
+    )  # fmt: skip
+    good_as: str = _field(
+        "",
+        "End as soon as validation is as good as of this model: `baseline`, `parent` (what the trained model was made of), an id, "
+        "name or alias.",
+        group="Early stopping",
+        advanced=True,
+    )
+    max_seconds: float = _field(
+        0.0, "End after so many seconds of training steps, over all pauses and resumes; 0 sets no limit.", group="Early stopping",
+        ge=0.0, le=1e7, advanced=True, unit="s",
+    )  # fmt: skip
     num_save_images: int = _field(8, "Reconstructions kept as pictures.", group="Data", ge=0, le=64)
     batch_size: int = _field(4, "Images at once; does not change the figures.", group="Basic", ge=1, le=256, identity=False)
     dtype: DType = _field("float32", "Precision.", group="Basic")

@@ -17,7 +17,9 @@ from core.errors import CoreError
 from core.schedules import with_steps
 from core.settings import Settings
 from core.specs import BranchSpec, RetrainSpec
-from store import CheckpointRow, JobRow, Store, checkpoints, metrics
+from dcaecore.config import DCAEConfig
+from dcaecore.freezing import check_parts
+from store import CheckpointRow, JobRow, ModelRow, Store, baseline_of, checkpoints, get_model, metrics
 
 NUM_NEWEST = 2
 REASONS = {
@@ -61,6 +63,23 @@ def cleaning_rule(spec: RetrainSpec) -> str:
     )
 
 
+def goal_row(spec: RetrainSpec, store: Store, model_id: str) -> ModelRow | None:
+    """The model to be as good as, for a training of `model_id`; None where there is none. Raises CoreError, StoreError."""
+    if not spec.good_as:
+        return None
+    if spec.good_as == "baseline":
+        return baseline_of(store, model_id)
+    if spec.good_as != "parent":
+        return get_model(store, spec.good_as)
+    row = get_model(store, model_id)
+    if row.parent_id is None:
+        raise CoreError(
+            f"{row.name} is a baseline: it was made of no other model.", code="no_parent", given="parent", legal="a model's id",
+            next="Name the model that this one shall become as good as.",
+        )  # fmt: skip
+    return get_model(store, row.parent_id)
+
+
 class Training:
     """The part of `ModelManager` that steers retrainings."""
 
@@ -76,6 +95,11 @@ class Training:
         if job.operation != "retrain":
             raise CoreError(f"{job.name} is no retraining.", code="operation", given=job.operation, legal="retrain")
         return job, RetrainSpec.model_validate(job.spec)
+
+    def _check_parts_and_goal(self, model_id: str, spec: RetrainSpec) -> None:
+        """What a retraining holds and aims at must be there; raises ConfigError, CoreError, StoreError."""
+        check_parts(DCAEConfig.from_json(get_model(self.store, model_id).config), spec.frozen_stages)
+        goal_row(spec, self.store, model_id)
 
     def steps_done(self, ref: str) -> int:
         """Steps that a retraining has behind it, or would go on from."""

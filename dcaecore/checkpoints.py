@@ -58,6 +58,10 @@ def save_checkpoint(folder: Path, state: TrainState) -> Path:
         _sync(partial)
         (partial / "digest").write_text(_digest(partial))
         _sync(partial)
+        if is_whole(target):
+            # A resumed run has come to the same step, and so to the same bits: removing the old one first would risk both.
+            shutil.rmtree(partial)
+            return target
         if target.exists():
             shutil.rmtree(target)
         os.replace(partial, target)
@@ -105,7 +109,7 @@ def clean_checkpoints(folder: Path, *, keep: int = 2, every: int = 0, spare: Col
     The best weights need no rule: each checkpoint carries them. Returns what was removed.
     """
     old = [p for p in sorted(folder.glob("step_*"))[:-keep] if p.name not in spare and not (every and step_of(p) % every == 0)]
-    for path in old:
+    for path in [*old, *folder.glob(".partial-*")]:  # what a killed attempt left half-written
         shutil.rmtree(path)
     return old
 

@@ -41,6 +41,12 @@ class TrainSettings:
     eval_interval: int = 1
     best_metric: str = "psnr_db"
     keep: str = "best"
+    patience: int = 0
+    min_gain: float = 0.0
+    stop_value: float | None = None
+    max_seconds: float = 0.0
+    lr_patience: int = 2
+    frozen_stages: tuple[str, ...] = ()
     save_interval: int = 5
     keep_every: int = 0
     log_interval: int = 100
@@ -50,7 +56,7 @@ class TrainSettings:
         return self.n_epochs * self.steps_per_epoch
 
     def rate(self, step: int) -> float:
-        """The learning rate of step `step` (from 0)."""
+        """The learning rate of step `step` (from 0); of the schedule `plateau` before any fall."""
         return learning_rate(
             step,
             name=self.lr_schedule_name,

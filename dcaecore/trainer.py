@@ -36,12 +36,15 @@ from dcaecore.checkpoints import (
 )
 from dcaecore.distillation import Distillation, DistillWeights
 from dcaecore.errors import CheckpointError, ConfigError, TrainingError
+from dcaecore.freezing import check_parts, freeze, held_prefixes
 from dcaecore.latents import LatentCache, pays
 from dcaecore.losses import ReconstructionLoss
 from dcaecore.metrics import ImageScores, evaluate_images
 from dcaecore.model import DCAE
 from dcaecore.optim import MovingAverage, WeightMasks, make_optimizer
 from dcaecore.pinned import PinnedImages
+from dcaecore.plateau import Plateau
+from dcaecore.stopping import StopRule
 from dcaecore.train_settings import TrainSettings
 
 CHECKPOINT_SECONDS = 60.0
@@ -111,6 +114,8 @@ class TrainResult:
     best_step: int
     best_value: float | None
     skipped_rows: tuple[str, ...]
+    stopped: str = ""
+    """Why it ended before its last step; empty where it did not."""
 
 
 @dataclass
@@ -164,8 +169,10 @@ class _Run:
         self.late = self.device.type == "cuda" if late_reports is None else late_reports
         # No slower on a CPU (1.03 s of processor time a step either way: demo model, batch 8, 128 px), and what tensor cores ask for.
         self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if settings.frozen_part != "none":
-            getattr(self.model, settings.frozen_part).requires_grad_(False)
+        self.held = held_prefixes(settings.frozen_part, settings.frozen_stages)
+        if isinstance(model, DCAE):
+            check_parts(model.config, settings.frozen_stages)
+        freeze(self.model, self.held)
         parameters = dict(self.model.named_parameters())
         self.names = {id(p): name for name, p in parameters.items()}
         self.masks = WeightMasks(parameters, masks)
@@ -197,6 +204,11 @@ class _Run:
             self.best_metric = "psnr_db"
             reason = pinned.foreground_reason or "nothing moves in the pinned images"
             callbacks.log("warning", f"No foreground figure ({reason}): best is by PSNR.")
+        sign = 1 if HIGHER_IS_BETTER[self.best_metric] else -1
+        self.stop_rule, self.stopped = StopRule(settings, sign), ""
+        self.plateau: Plateau | None = None
+        if settings.lr_schedule_name == "plateau":
+            self.plateau = Plateau(gamma=settings.lr_gamma, patience=settings.lr_patience, min_gain=settings.min_gain, sign=sign)
         self.step = 0
         self.skipped: set[str] = set()
         self.pending: _Report | None = None
@@ -219,8 +231,7 @@ class _Run:
         self.model.train()
         for name, module in self.model.named_modules():
             if isinstance(module, nn.BatchNorm2d):
-                in_frozen_part = name.startswith(f"{self.settings.frozen_part}.")
-                module.train(self.settings.batchnorm == "train" and not in_frozen_part)
+                module.train(self.settings.batchnorm == "train" and not (self.held and name.startswith(self.held)))
 
     def kept_weights(self) -> dict[str, Tensor]:
         """What would be kept if the run ended now: the moving average where it is on."""
@@ -245,6 +256,10 @@ class _Run:
         sign = 1 if HIGHER_IS_BETTER[self.best_metric] else -1
         if self.step > 0 and value is not None and (self.best_value is None or sign * value > sign * self.best_value):
             self.best_value, self.best_step, self.best = value, self.step, self.kept_weights()
+        if self.step > 0:
+            self.stopped = self.stop_rule.observe(value) or self.stopped
+            if self.plateau is not None:
+                self.plateau.observe(value)
         self.callbacks.on_eval(self.step, scores)
 
     def checkpoint(self, why: str) -> None:
@@ -259,6 +274,9 @@ class _Run:
             "threads": torch.get_num_threads(),
             "random_state": torch.get_rng_state().numpy().tobytes().hex(),
             "next_batch": self.step,
+            "stop_rule": self.stop_rule.facts(),
+            "stopped": self.stopped,
+            "plateau": None if self.plateau is None else self.plateau.facts(),
         }
         moments = optimizer_tensors(self.optimizer, self.names)
         state = TrainState(self.step, self.model.state_dict(), self.average.state, self.best, moments, facts)
@@ -286,6 +304,11 @@ class _Run:
         self.step = state.step
         self.best_value, self.best_step = state.facts["best_value"], state.facts["best_step"]
         self.skipped = set(state.facts["skipped"])
+        if state.facts.get("stop_rule"):
+            self.stop_rule.restore(state.facts["stop_rule"])
+            self.stopped = state.facts["stopped"]
+        if self.plateau is not None and state.facts.get("plateau"):
+            self.plateau.restore(state.facts["plateau"])
         if "random_state" in state.facts:
             torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state.facts["random_state"]), dtype=torch.uint8))
         if state.facts["threads"] != torch.get_num_threads():
@@ -295,6 +318,8 @@ class _Run:
         """One step; its figures are reported at once, or with the next step where reports are late."""
         started = time.perf_counter()
         rate = self.settings.rate(self.step)
+        if self.plateau is not None:
+            rate = max(min(rate, self.settings.min_lr), rate * self.plateau.factor)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         x = self._on_device(batch.images_BCHW)
@@ -384,7 +409,8 @@ def train(
     saved_at = clock()
     batches = stream.iterate(run.step)
     try:
-        while run.step < settings.total_steps:
+        while run.step < settings.total_steps and not run.stopped:
+            began = clock()
             control: str = callbacks.poll()
             if control == "pause":
                 run.checkpoint("pause")
@@ -392,7 +418,7 @@ def train(
                 if control == "release":
                     status = "released"
                     break
-                saved_at = clock()
+                began = saved_at = clock()
             if control == "cancel":
                 run.checkpoint("cancel")
                 status = "cancelled"
@@ -404,7 +430,9 @@ def train(
             run.skipped |= stream.skipped
             epoch_ends = run.step % settings.steps_per_epoch == 0
             epoch = run.step // settings.steps_per_epoch
-            if (epoch_ends and epoch % settings.eval_interval == 0) or run.step == settings.total_steps:
+            spent = run.stop_rule.spend(clock() - began)
+            run.stopped = spent
+            if (epoch_ends and epoch % settings.eval_interval == 0) or run.step == settings.total_steps or spent:
                 run.validate()
             due = epoch_ends and epoch % settings.save_interval == 0
             kept = epoch_ends and settings.keep_every > 0 and epoch % settings.keep_every == 0
@@ -414,4 +442,6 @@ def train(
     finally:
         batches.close()  # type: ignore[attr-defined]
     weights = run.best if settings.keep == "best" and run.best else run.kept_weights()
-    return TrainResult(status, run.step, weights, run.best_step or run.step, run.best_value, tuple(sorted(run.skipped)))
+    return TrainResult(
+        status, run.step, weights, run.best_step or run.step, run.best_value, tuple(sorted(run.skipped)), run.stopped
+    )

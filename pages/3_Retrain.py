@@ -9,6 +9,7 @@ import streamlit as st  # noqa: E402
 from core.compare import METRICS  # noqa: E402
 from core.presets import PRESETS  # noqa: E402
 from core.specs import RetrainSpec  # noqa: E402
+from dcaecore.freezing import part_names  # noqa: E402
 from dcaecore.schedules import learning_rate, schedule_warning  # noqa: E402
 from pages.ui.chain import line_chart, show_log  # noqa: E402
 from pages.ui.figures import headline, validate_and_save  # noqa: E402
@@ -96,7 +97,9 @@ if onward:
         if st.button("Never mind", icon=":material/close:"):
             st.query_params.pop("onward")
             st.rerun()
-values = spec_form(RetrainSpec, key=f"retrain-{onward or preset}", values=start)
+values = spec_form(
+    RetrainSpec, key=f"retrain-{onward or preset}", values=start, choices={"frozen_stages": part_names(manager.shape(row.id)[0])}
+)
 with guarded():
     steps_per_epoch, total = values["steps_per_epoch"], values["n_epochs"] * values["steps_per_epoch"]
     warmup = values["warmup_epochs"] * steps_per_epoch

@@ -17,6 +17,7 @@ import store.jobs as jobs
 from core.errors import CoreError
 from core.names import model_name
 from core.operations.context import Cancelled, Context, Outcome, Paused
+from core.operations.goal import goal_value
 from core.operations.images import open_parts
 from core.operations.models import Loaded, load, new_model
 from core.specs import RetrainSpec
@@ -167,6 +168,7 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
     context.log("info", f"Validating on {len(pinned)} images.")
     if pinned.foreground_reason:
         context.log("info", f"No foreground figures: {pinned.foreground_reason}.")
+    settings = dataclasses.replace(settings, stop_value=goal_value(spec, context, pinned))
     stream = BatchStream(
         trained.cache,
         trained.rows,
@@ -221,10 +223,13 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
         dataset=dataset,
     )
     steps = result.steps - callbacks.first_step
+    if result.stopped:
+        context.log("info", f"Ended at step {result.steps} of {spec.total_steps}: {result.stopped}.")
     return Outcome(
         model=made,
         result={
             "steps": result.steps,
+            "stopped": result.stopped,
             "best_step": result.best_step,
             "best_value": result.best_value,
             "validation": callbacks.figures,
