@@ -13,6 +13,7 @@ from typing import Any
 
 import store as st
 import store.jobs as jobs
+from core.augmentations import Augmentations
 from core.checks import SpecLike, checked
 from core.compare import Comparison, compare
 from core.devices import default_device, devices
@@ -50,7 +51,7 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
 
 
-class ModelManager(Views, Planning, Training):
+class ModelManager(Views, Planning, Training, Augmentations):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.

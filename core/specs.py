@@ -388,6 +388,34 @@ class RetrainSpec(Spec):
         advanced=True,
     )
 
+    resize_method: Literal["bicubic", "lanczos", "bilinear", "box", "nearest"] = _field(
+        "bicubic", "How images are resized, those of validation too.", group="Data", advanced=True
+    )
+    augment_flip: float = _field(0.0, "Chance of a mirror image.", group="Augmentation", ge=0.0, le=1.0, advanced=True)
+    augment_crop: float = _field(
+        0.0, "Largest share of the side that a random crop cuts away; the rest fills the square.", group="Augmentation",
+        ge=0.0, le=0.9, advanced=True,
+    )  # fmt: skip
+    augment_scale: float = _field(
+        0.0, "Largest zoom about the middle, in or out: 0.1 is 0.9 to 1.1.", group="Augmentation", ge=0.0, le=0.9, advanced=True
+    )
+    augment_rotate: float = _field(0.0, "Largest rotation.", group="Augmentation", ge=0.0, le=45.0, advanced=True, unit="degrees")
+    augment_shift: float = _field(
+        0.0, "Largest shift each way, as a share of the side.", group="Augmentation", ge=0.0, le=0.5, advanced=True
+    )
+    augment_jitter: float = _field(
+        0.0,
+        "Largest relative change of brightness, contrast and saturation.",
+        group="Augmentation",
+        ge=0.0,
+        le=1.0,
+        advanced=True,
+    )
+    augment_blur: float = _field(
+        0.0, "Largest radius of a blur of what the model sees; what it must rebuild stays sharp.", group="Augmentation",
+        ge=0.0, le=16.0, advanced=True, unit="px",
+    )  # fmt: skip
+
     eval_interval: int = _field(1, "Epochs between validations.", group="Validation", ge=1)
     val_steps: int = _field(100, "At most this many pinned images are validated.", group="Validation", ge=1, le=100_000)
     best_metric: Literal["psnr_db", "foreground_psnr_db", "ssim", "loss"] = _field(

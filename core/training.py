@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import store.jobs as jobs
-from core.checks import changed
+from core.checks import SpecLike, changed, checked
+from core.curve_hints import Hint, curve_hints
 from core.errors import CoreError
+from core.names import model_name
+from core.retrain_presets import phases, preset_values
 from core.schedules import with_steps
 from core.settings import Settings
 from core.specs import BranchSpec, RetrainSpec
@@ -127,6 +130,37 @@ class Training:
         if row.state == "queued":
             self._ensure_worker(row.device)
         return row
+
+    def hints(self, ref: str) -> list[Hint]:
+        """What a retraining's curves say, with what to try."""
+        job, _ = self._retraining(ref)
+        losses = metrics.series(self.store, job.id, "loss")[1]
+        steps, quality = metrics.series(self.store, job.id, "val_psnr_db")
+        return curve_hints(list(losses), [value for step, value in zip(steps, quality, strict=True) if step > 0])
+
+    def retrain_in_phases(
+        self,
+        parent: str,
+        spec: SpecLike = None,
+        *,
+        high_size: int | None = None,
+        preset: str | None = None,
+        device: str | None = None,
+    ) -> list[JobRow]:
+        """The paper's three phases as three retrainings, one after the other; see `core.retrain_presets.phases`.
+
+        Everything is checked before the first is submitted.
+        """
+        row = get_model(self.store, parent)
+        values = checked(RetrainSpec, spec if preset is None else {**preset_values(preset), **dict(spec or {})})
+        parts = phases(DCAEConfig.from_json(row.config), values, high_size)
+        for part in parts:
+            self._check_retraining(row.id, part)
+        made: list[JobRow] = []
+        for number, part in enumerate(parts, start=1):
+            before = {"job": made[-1].id} if made else row.id
+            made.append(self.retrain_model(before, part, device=device, name=model_name("dcae", f"retrained-phase{number}")))
+        return made
 
     def checkpoints(self, ref: str) -> list[Checkpoint]:
         """The checkpoints of a retraining that are still there, newest first."""

@@ -323,15 +323,16 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         x = self._on_device(batch.images_BCHW)
+        seen = x if batch.seen_BCHW is None else self._on_device(batch.seen_BCHW)
         content = batch.content_B1HW.to(self.device, non_blocking=True)
         moving = batch.foreground_B1HW.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             if self.distillation is not None:
-                y, taught, terms = self.distillation(x)
+                y, taught, terms = self.distillation(seen)
             elif self.latents is not None:
                 y = self.model.decode(self._on_device(self.latents.of(self.step, batch)))  # type: ignore[operator]
             else:
-                y = self.model(x)
+                y = self.model(seen)
         loss, parts = self.loss(y, x, content, moving)
         if self.distillation is not None:
             loss, parts = loss + taught, {**parts, **terms}

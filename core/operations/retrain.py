@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import store.jobs as jobs
+from core.augmentations import augment_of
 from core.errors import CoreError
 from core.names import model_name
 from core.operations.context import Cancelled, Context, Outcome, Paused
@@ -163,7 +164,7 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
     if warning:
         context.log("warning", warning)
     teacher = _teacher(spec, context, parent)
-    trained, validation = open_parts(spec.data, spec.image_size, context, "train", "validation")
+    trained, validation = open_parts(spec.data, spec.image_size, context, "train", "validation", resize_method=spec.resize_method)
     pinned = pin(validation.cache, validation.rows, spec.val_steps, skip_broken=spec.data.skip_broken)
     context.log("info", f"Validating on {len(pinned)} images.")
     if pinned.foreground_reason:
@@ -177,10 +178,13 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
         num_workers=spec.num_workers,
         skip_broken=spec.data.skip_broken,
         with_foreground=spec.foreground_weight != 1.0,
+        augment=augment_of(spec),
     )
     if stream.with_foreground and trained.frames.episodes is None:
         context.log("warning", "The images have no episodes, so nothing tells what moves: foreground_weight has no effect.")
     dataset = {**trained.frames.identity(trained.rows), "image_size": spec.image_size, "seed": spec.seed}
+    if spec.resize_method != "bicubic":
+        dataset["resize_method"] = spec.resize_method
     callbacks = JobCallbacks(context, settings, pinned, spec.num_save_images)
     folder = context.folder / "checkpoints"
     resume = latest_checkpoint(folder)

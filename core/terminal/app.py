@@ -13,6 +13,7 @@ import typer
 from core.errors import CoreError, as_error
 from core.jobs.worker import serve
 from core.model_manager import ModelManager
+from core.retrain_presets import preset_values
 from core.settings import Settings, read_settings
 from core.solver.search import COSTS
 from core.specs import SPECS, RetrainSpec, ScheduleSpec, Spec
@@ -89,10 +90,16 @@ def prune(model: str = "current", name: str | None = None, spec: Path | None = N
     finish(manager, manager.prune_model(manager.get_model(model).id, spec_values(SPECS["prune"], options, spec), name=name))
 
 
-def retrain(model: str = "current", name: str | None = None, spec: Path | None = None, **options: Any) -> None:
+def retrain(
+    model: str = "current",
+    name: str | None = None,
+    spec: Path | None = None,
+    preset: Annotated[str | None, typer.Option(help="Start from smoke, quick or full; options and spec file win.")] = None,
+    **options: Any,
+) -> None:
     """Train a model further."""
     manager = state.manager()
-    values = spec_values(SPECS["retrain"], options, spec)
+    values = {**(preset_values(preset) if preset else {}), **spec_values(SPECS["retrain"], options, spec)}
     finish(manager, manager.retrain_model(manager.get_model(model).id, values, name=name))
 
 
@@ -243,9 +250,12 @@ def jobs(
         manager.run_more(job, run_more)
     row = manager.job(job)
     if state.json:
-        output.emit({**row.to_json(), "log": manager.log(job)})
+        hints = [hint.__dict__ for hint in manager.hints(job)] if row.operation == "retrain" else []
+        output.emit({**row.to_json(), "hints": hints, "log": manager.log(job)})
         return
     output.console.print(output.jobs_table([row]))
+    for hint in manager.hints(job) if row.operation == "retrain" else ():
+        output.console.print(f"{hint.flag}: {hint.text}", style="yellow", markup=False, highlight=False)
     for line in manager.log(job):
         output.console.print(f"{line['time']} {line['level']}: {line['message']}", markup=False, highlight=False)
 

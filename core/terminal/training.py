@@ -22,8 +22,8 @@ def register(app: typer.Typer) -> None:
     """Adds the verbs of this module."""
     app.command("checkpoints")(list_checkpoints)
     app.command("branch")(branch)
-    made = with_options(train_on, RetrainSpec)
-    app.command("train-on")(made)
+    app.command("train-on")(with_options(train_on, RetrainSpec))
+    app.command("retrain-in-phases")(with_options(retrain_in_phases, RetrainSpec, skip=("frozen_part", "frozen_stages")))
 
 
 def list_checkpoints(job: JobArgument) -> None:
@@ -76,4 +76,23 @@ def train_on(job: str, at: At = "last", name: str | None = None, spec: Path | No
     chain = manager.train_on(job, spec_values(RetrainSpec, options, spec), at=at, name=name)
     if not state.detach:
         output.follow(manager, chain[0], quiet=state.json)
+    finish(manager, chain[-1])
+
+
+def retrain_in_phases(
+    model: str = "current",
+    high_size: Annotated[int | None, typer.Option(help="Image size of the second phase; default: twice the others'.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Start from smoke, quick or full; options and spec file win.")] = None,
+    spec: Path | None = None,
+    **options: Any,
+) -> None:
+    """Train in the paper's three phases, each a model: all; then what touches the latents, at high resolution; then the decoder's end."""
+    from core.terminal.app import finish, state
+
+    manager = state.manager()
+    values = spec_values(RetrainSpec, options, spec)
+    chain = manager.retrain_in_phases(manager.get_model(model).id, values, high_size=high_size, preset=preset)
+    if not state.detach:
+        for job in chain[:-1]:
+            output.follow(manager, job, quiet=state.json)
     finish(manager, chain[-1])

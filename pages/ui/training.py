@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from core.compare import METRICS
@@ -35,6 +37,29 @@ def steering(manager: ModelManager, job: JobRow) -> None:
                 st.rerun(scope="app")
     if job.pause_step is not None:
         st.caption(f"It will pause by itself at step {job.pause_step}.")
+
+
+def show_hints(manager: ModelManager, job: JobRow) -> None:
+    """What the curves say, with what to try."""
+    for hint in manager.hints(job.id):
+        st.warning(f"**{hint.flag.capitalize()}.** {hint.text}", icon=":material/insights:")
+
+
+def image_preview(manager: ModelManager, values: dict[str, Any]) -> None:
+    """What the training will see: frames of its own data, plain and in two draws. Drawn only where it is open."""
+    with st.expander("What the images will look like", on_change="rerun") as expander:
+        if not expander.open:
+            return
+        with guarded():
+            found = manager.preview_images(values)
+            if not found:
+                st.caption("A hub data set is read when the training begins: there is nothing to show yet.")
+            for preview in found:
+                places = st.columns(5)
+                places[0].image(preview.plain, caption="resized", width="stretch")
+                for number, (target, seen) in enumerate(preview.draws):
+                    places[1 + 2 * number].image(seen, caption=f"step {number}: seen", width="stretch")
+                    places[2 + 2 * number].image(target, caption=f"step {number}: to rebuild", width="stretch")
 
 
 def checkpoint_list(manager: ModelManager, job: JobRow) -> None:

@@ -51,6 +51,9 @@ TOGETHER: dict[str, tuple[dict[str, Any], Any]] = {
     "distill_output_weight": ({"teacher": "baseline", "distill_latent_weight": 0.1}, 10.0),
     "distill_latent_weight": ({"teacher": "baseline", "distill_output_weight": 0.1}, 10.0),
     "distill_features_weight": ({"teacher": "baseline", "distill_output_weight": 0.1}, 10.0),
+    "patience": ({"lr_schedule_name": "plateau", "lr_patience": 50, "n_epochs": 4, "min_gain": 100.0}, 1),
+    "lr_patience": ({"lr_schedule_name": "plateau", "n_epochs": 5, "min_gain": 100.0}, 0),
+    "min_gain": ({"lr_schedule_name": "plateau", "n_epochs": 5}, 100.0),
     "lr_step_epochs": ({"lr_schedule_name": "step", "n_epochs": 3}, 2),
 }
 """Fields that apply only beside others: (the others, the value)."""
@@ -120,6 +123,7 @@ SEEN: dict[str, tuple[Any, Callable[[Bench, Any], Any]]] = {
     "best_metric": ("loss", lambda bench, run: run[1].result["best_value"]),
     "num_save_images": (3, lambda bench, run: len(list((run[0].folder / "images").glob("original_*")))),
     "save_interval": (1, lambda bench, run: bench.lines(run, "Checkpoint")),
+    "keep_every": (1, lambda bench, run: bench.lines(run, "Checkpoint")),
     "log_interval": (3, lambda bench, run: bench.lines(run, "step")),
     "num_workers": (2, lambda bench, run: run[0].loaders),
 }

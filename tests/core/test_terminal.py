@@ -32,6 +32,7 @@ VERBS = [
     "checkpoints",
     "branch",
     "train-on",
+    "retrain-in-phases",
 ]
 
 
