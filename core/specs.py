@@ -298,6 +298,19 @@ class RetrainSpec(Spec):
     seed: int = _field(0, "Seed of the order of images.", group="Basic", ge=0)
     dtype: DType = _field("float32", "bfloat16 runs the model under autocast; weights stay in float32.", group="Basic")
 
+    accumulation_steps: int = _field(
+        1, "Parts that a batch is divided into, one after the other: less memory for the same batch. Each part weighs alike.",
+        group="Basic", ge=1, le=4096, advanced=True,
+    )  # fmt: skip
+    recompute: bool = _field(
+        False, "Compute activations again in the backward pass instead of keeping them: less memory, about a third slower, the same "
+        "bits.", group="Basic", identity=False, advanced=True,
+    )  # fmt: skip
+    compile_model: bool = _field(
+        False, "Compile the model first (torch.compile): minutes at the start, faster steps on a GPU.", group="Basic", advanced=True,
+        when={"frozen_part": ["none", "decoder"], "teacher": [""], "recompute": [False]},
+    )  # fmt: skip
+
     optimizer_name: Literal["adamw", "adam", "sgd", "rmsprop"] = _field("adamw", "Optimizer.", group="Optimizer")
     betas: tuple[float, float] = _field(
         (0.9, 0.999), "Decay of the first and second moment.", group="Optimizer", advanced=True,
@@ -461,6 +474,14 @@ class RetrainSpec(Spec):
         if not all(0.0 <= beta < 1.0 for beta in value):
             raise ValueError(f"betas must lie in [0, 1), not {value}")
         return value
+
+    @model_validator(mode="after")
+    def _divides(self) -> RetrainSpec:
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"accumulation_steps must divide batch_size {self.batch_size}, and {self.accumulation_steps} does not"
+            )
+        return self
 
     @model_validator(mode="after")
     def _gains(self) -> RetrainSpec:

@@ -37,6 +37,9 @@ class TrainSettings:
     frozen_part: str = "none"
     batchnorm: str = "frozen"
     dtype: str = "float32"
+    accumulation_steps: int = 1
+    recompute: bool = False
+    compile_model: bool = False
     seed: int = 0
     eval_interval: int = 1
     best_metric: str = "psnr_db"

@@ -44,6 +44,7 @@ from dcaecore.model import DCAE
 from dcaecore.optim import MovingAverage, WeightMasks, make_optimizer
 from dcaecore.pinned import PinnedImages
 from dcaecore.plateau import Plateau
+from dcaecore.recompute import recomputed_stages
 from dcaecore.stopping import StopRule
 from dcaecore.train_settings import TrainSettings
 
@@ -193,6 +194,13 @@ class _Run:
             self.distillation = Distillation(teacher, self.model, wanted)
         self.autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
         self.latents = self._latent_cache(stream)
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if settings.compile_model else self.model
+        if stream.batch_size % settings.accumulation_steps:
+            raise ConfigError(
+                f"A batch of {stream.batch_size} does not divide into {settings.accumulation_steps} parts.",
+                given=settings.accumulation_steps,
+                legal=[n for n in range(1, stream.batch_size + 1) if stream.batch_size % n == 0],
+            )
         self.average = MovingAverage(self.model, settings.ema_decay)
         self.best: dict[str, Tensor] = {}
         self.best_value: float | None = None
@@ -314,6 +322,43 @@ class _Run:
         if state.facts["threads"] != torch.get_num_threads():
             self.callbacks.log("warning", "Resumed with another thread count: the last bits of the weights will differ.")
 
+    def _accumulate(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gathers the gradients of a batch, in so many parts of it as asked; returns the loss and its parts, detached."""
+        x = self._on_device(batch.images_BCHW)
+        seen = x if batch.seen_BCHW is None else self._on_device(batch.seen_BCHW)
+        content = batch.content_B1HW.to(self.device, non_blocking=True)
+        moving = batch.foreground_B1HW.to(self.device, non_blocking=True)
+        latents = None if self.latents is None else self._on_device(self.latents.of(self.step, batch))
+        count = self.settings.accumulation_steps
+        total, sums = torch.zeros((), device=self.device), dict[str, Tensor]()
+        size = len(x) // count
+        for first in range(0, len(x), size):
+            rows = slice(first, first + size)
+            loss, parts = self._loss_of(
+                x[rows], seen[rows], content[rows], moving[rows], None if latents is None else latents[rows]
+            )
+            (loss / count).backward()
+            total += loss.detach() / count
+            for name, part in parts.items():
+                sums[name] = sums.get(name, 0.0) + part.detach() / count
+        return total, sums
+
+    def _loss_of(
+        self, x: Tensor, seen: Tensor, content: Tensor, moving: Tensor, latents: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of images and its parts, with gradients."""
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            if self.distillation is not None:
+                y, taught, terms = self.distillation(seen)
+            elif latents is not None:
+                y = self.model.decode(latents)  # type: ignore[operator]
+            else:
+                y = self.forward(seen)
+        loss, parts = self.loss(y, x, content, moving)
+        if self.distillation is not None:
+            return loss + taught, {**parts, **terms}
+        return loss, parts
+
     def train_step(self, batch: Batch) -> None:
         """One step; its figures are reported at once, or with the next step where reports are late."""
         started = time.perf_counter()
@@ -322,27 +367,13 @@ class _Run:
             rate = max(min(rate, self.settings.min_lr), rate * self.plateau.factor)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        x = self._on_device(batch.images_BCHW)
-        seen = x if batch.seen_BCHW is None else self._on_device(batch.seen_BCHW)
-        content = batch.content_B1HW.to(self.device, non_blocking=True)
-        moving = batch.foreground_B1HW.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            if self.distillation is not None:
-                y, taught, terms = self.distillation(seen)
-            elif self.latents is not None:
-                y = self.model.decode(self._on_device(self.latents.of(self.step, batch)))  # type: ignore[operator]
-            else:
-                y = self.model(seen)
-        loss, parts = self.loss(y, x, content, moving)
-        if self.distillation is not None:
-            loss, parts = loss + taught, {**parts, **terms}
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, parts = self._accumulate(batch)
         self.masks.mask_gradients()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
         if self.settings.grad_clip > 0:
             torch.nn.utils.clip_grads_with_norm_(self.trained, self.settings.grad_clip, norm)
-        values = torch.stack([loss.detach(), norm, *(part.detach() for part in parts.values())])
+        values = torch.stack([loss, norm, *parts.values()])
         arrived = None
         if self.device.type == "cuda":
             values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
@@ -427,7 +458,9 @@ def train(
             if control == "checkpoint":
                 run.checkpoint("asked")
                 saved_at = clock()
-            run.train_step(next(batches))
+            batch = next(batches)
+            with recomputed_stages(run.model, settings.recompute):
+                run.train_step(batch)
             run.skipped |= stream.skipped
             epoch_ends = run.step % settings.steps_per_epoch == 0
             epoch = run.step // settings.steps_per_epoch

@@ -38,7 +38,9 @@ WEIGHTS: dict[str, Any] = {
     "image_size": 64, "batch_size": 3, "n_epochs": 3, "steps_per_epoch": 3, "seed": 1, "dtype": "bfloat16", "optimizer_name": "sgd",
     "betas": [0.5, 0.6], "eps": 0.1, "weight_decay": 0.5, "grad_clip": 1e-4, "ema_decay": 0.5, "init_lr": 2e-2,
     "lr_schedule_name": "constant", "warmup_epochs": 1, "min_lr": 5e-3, "reconstruction_loss": "mse", "foreground_weight": 21.0,
-    "frozen_part": "encoder",
+    "frozen_part": "encoder", "frozen_stages": ["decoder.conv_out"], "resize_method": "nearest", "augment_flip": 1.0,
+    "augment_crop": 0.5, "augment_scale": 0.5, "augment_rotate": 20.0, "augment_shift": 0.3, "augment_jitter": 0.5,
+    "augment_blur": 4.0, "max_seconds": 1e-6, "good_as": "other", "accumulation_steps": 2,
 }  # fmt: skip
 """Fields whose change must change the trained weights (the value to set)."""
 
@@ -129,8 +131,9 @@ SEEN: dict[str, tuple[Any, Callable[[Bench, Any], Any]]] = {
 }
 """Fields that are seen in the job's record: (the value to set, what is looked at)."""
 
-ELSEWHERE = {"keep", "batchnorm", "perceptual_weight"}
-"""Fields with a test of their own below; what perceptual_weight adds to the loss: tests/dcaecore/test_trainer.py."""
+ELSEWHERE = {"keep", "batchnorm", "perceptual_weight", "recompute", "compile_model"}
+"""Fields with a test of their own below; what perceptual_weight adds to the loss: tests/dcaecore/test_trainer.py;
+the last two: tests/dcaecore/test_step_settings.py."""
 
 DEFAULTS: dict[str, Any] = {
     "n_epochs": 1, "steps_per_epoch": 100, "init_lr": 1e-4, "warmup_epochs": 5, "warmup_lr": 1e-6, "lr_schedule_name": "cosine",
