@@ -517,6 +517,20 @@ class BranchSpec(Spec):
     training: dict[str, Any] = _field(RetrainSpec().identity_spec(), "Settings of the retraining.", group="Checkpoint")
 
 
+class InspectSpec(Spec):
+    """Look at every image of a part of a data set, one by one."""
+
+    operation: ClassVar[str] = "inspect"
+
+    data: DataSpec = _field(DataSpec(), "Images.", group="Data")
+    image_size: int = _field(
+        128, "Side of the square that images are padded and resized to.", group="Data", ge=16, le=4096, unit="px"
+    )
+    part: Literal["train", "validation", "test"] = _field("train", "Part of the data.", group="Data")
+    max_images: int = _field(20_000, "At most so many.", group="Data", ge=1, le=1_000_000)
+    batch_size: int = _field(8, "Images at once; does not change the figures.", group="Data", ge=1, le=256, identity=False)
+
+
 class EvaluateSpec(Spec):
     """Measure quality on pinned images."""
 
@@ -659,5 +673,15 @@ class ScheduleSpec(Spec):
 
 SPECS: dict[str, type[Spec]] = {
     spec.operation: spec
-    for spec in (ImportSpec, PruneSpec, RetrainSpec, BranchSpec, EvaluateSpec, BenchmarkSpec, SensitivitySpec, ProfileSpec)
+    for spec in (
+        ImportSpec,
+        PruneSpec,
+        RetrainSpec,
+        BranchSpec,
+        InspectSpec,
+        EvaluateSpec,
+        BenchmarkSpec,
+        SensitivitySpec,
+        ProfileSpec,
+    )
 }

@@ -14,6 +14,7 @@ from dcaecore.schedules import learning_rate, schedule_warning  # noqa: E402
 from pages.ui.chain import line_chart, show_log  # noqa: E402
 from pages.ui.figures import headline, validate_and_save  # noqa: E402
 from pages.ui.forms import spec_form  # noqa: E402
+from pages.ui.images import image_list, left_out  # noqa: E402
 from pages.ui.training import checkpoint_list, image_preview, show_hints, steering  # noqa: E402
 
 
@@ -104,6 +105,10 @@ values = spec_form(
     RetrainSpec, key=f"retrain-{onward or preset}", values=start, choices={"frozen_stages": part_names(manager.shape(row.id)[0])}
 )
 image_preview(manager, values)
+image_list(manager, row, values["data"], values["image_size"])
+if left_out():
+    with guarded():
+        values["data"] = manager.without(values["data"], left_out())
 with guarded():
     steps_per_epoch, total = values["steps_per_epoch"], values["n_epochs"] * values["steps_per_epoch"]
     warmup = values["warmup_epochs"] * steps_per_epoch

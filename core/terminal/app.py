@@ -18,7 +18,7 @@ from core.settings import Settings, read_settings
 from core.solver.search import COSTS
 from core.specs import SPECS, RetrainSpec, ScheduleSpec, Spec
 from core.terminal import demo as demo_job
-from core.terminal import output, training
+from core.terminal import inspection, output, training
 from core.terminal.options import spec_values, with_options
 from store import JobRow
 
@@ -182,6 +182,7 @@ for _verb, _function, _skip, _also in _VERBS:
 
 
 training.register(app)
+inspection.register(app)
 
 
 @app.command()

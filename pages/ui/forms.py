@@ -129,7 +129,9 @@ def data_form(value: dict[str, Any], key: str, *, per_row: int = 3) -> dict[str,
         sets = list(SAMPLE_SETS)
         index = sets.index(value["location"]) if value["location"] in sets else 0
         location = columns[1].selectbox("sample set", sets, index=index, key=f"{key}-sample")
-        return {**DataSpec().model_dump(), "kind": kind, "location": location}
+        same = value["kind"] == kind and value["location"] == location
+        kept = {"deny_rows": value["deny_rows"], "split_seed": value["split_seed"]} if same else {}
+        return {**DataSpec().model_dump(), **kept, "kind": kind, "location": location}
     suggested = {"hub": "Tahahah/PacmanDataset_3", "parquet": "", "folder": ""}[kind]
     start = value["location"] if value["kind"] == kind else suggested
     other = value["validation_location"] if value["kind"] == kind else "Tahahah/PacmanDataset_2" if kind == "hub" else None

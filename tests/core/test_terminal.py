@@ -33,6 +33,7 @@ VERBS = [
     "branch",
     "train-on",
     "retrain-in-phases",
+    "inspect",
 ]
 
 
