@@ -20,6 +20,7 @@ from core.names import model_name
 from core.operations.context import Cancelled, Context, Outcome, Paused
 from core.operations.goal import goal_value
 from core.operations.images import open_parts
+from core.operations.memory import memory_told
 from core.operations.models import Loaded, load, new_model
 from core.specs import RetrainSpec
 from dcaecore import (
@@ -195,18 +196,19 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
     _same_images(context, dataset, resumed=resume is not None)
     started = time.monotonic()
     context.progress(callbacks.first_step / spec.total_steps, "first validation", force=True)
-    result = train(
-        parent.model,
-        settings,
-        stream,
-        pinned,
-        masks=parent.masks,
-        callbacks=callbacks,
-        folder=folder,
-        resume_from=resume,
-        device=context.device,
-        teacher=None if teacher is None else teacher.model,
-    )
+    with memory_told(parent.model, spec, context.device):
+        result = train(
+            parent.model,
+            settings,
+            stream,
+            pinned,
+            masks=parent.masks,
+            callbacks=callbacks,
+            folder=folder,
+            resume_from=resume,
+            device=context.device,
+            teacher=None if teacher is None else teacher.model,
+        )
     if result.status == "released":
         raise Paused
     if result.status == "cancelled":

@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     """Adds the verbs of this module."""
     app.command("checkpoints")(list_checkpoints)
     app.command("branch")(branch)
+    app.command("rewrite")(rewrite)
     app.command("train-on")(with_options(train_on, RetrainSpec))
     app.command("retrain-in-phases")(with_options(retrain_in_phases, RetrainSpec, skip=("frozen_part", "frozen_stages")))
 
@@ -96,3 +97,22 @@ def retrain_in_phases(
         for job in chain[:-1]:
             output.follow(manager, job, quiet=state.json)
     finish(manager, chain[-1])
+
+
+def rewrite(
+    folder: Annotated[Path, typer.Argument(help="Old weights: .pt, .pth or .safetensors files.")],
+    target: Annotated[Path, typer.Argument(help="Where the new files go; nothing is overwritten.")],
+) -> None:
+    """Rewrite a folder of old weight files to the present format, and say what was converted."""
+    from core.rewriting import rewrite_folder  # loads torch
+    from core.terminal.app import state
+
+    found = rewrite_folder(folder, target)
+    if state.json:
+        output.emit([one.__dict__ for one in found])
+    else:
+        for one in found:
+            told = "; ".join(one.notes) or "as it was"
+            output.console.print(f"{one.source} -> {one.target or 'not rewritten'}: {told}", markup=False, highlight=False)
+    if any(one.target is None for one in found):
+        raise typer.Exit(1)

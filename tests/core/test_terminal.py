@@ -34,6 +34,7 @@ VERBS = [
     "train-on",
     "retrain-in-phases",
     "inspect",
+    "rewrite",
 ]
 
 
