@@ -463,6 +463,10 @@ class RetrainSpec(Spec):
         0, "Keep the checkpoint of every so many epochs to the end; 0 keeps none but the newest and those asked for.",
         group="Checkpoints", ge=0, le=100_000, identity=False, advanced=True,
     )  # fmt: skip
+    layer_stats: bool = _field(
+        False, "Measure weights, gradients and activations of each part at validations.", group="Checkpoints", identity=False,
+        advanced=True,
+    )  # fmt: skip
     log_interval: int = _field(
         100, "Steps between lines of the log; curves record each step.", group="Checkpoints", ge=1, identity=False
     )
@@ -515,6 +519,27 @@ class BranchSpec(Spec):
         group="Checkpoint",
     )
     training: dict[str, Any] = _field(RetrainSpec().identity_spec(), "Settings of the retraining.", group="Checkpoint")
+
+
+class ResetSpec(Spec):
+    """Give parts or layers of a model new weights; the rest stays as it is."""
+
+    operation: ClassVar[str] = "reset"
+
+    layers: tuple[str, ...] = _field(
+        (), "Parts or layers by name: decoder.conv_out, encoder.stages.2, decoder.stages.0.blocks.1, ...", group="What"
+    )
+    units: tuple[int, ...] = _field((), "Output units of these layers; none given: all.", group="What")
+    to: Literal["random", "parent", "baseline"] = _field("random", "Where the new weights come from.", group="What")
+    seed: int = _field(0, "Seed of random weights.", group="What", ge=0, when={"to": ["random"]})
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.layers:
+            raise ValueError("name at least one layer, such as decoder.conv_out")
+        if any(unit < 0 for unit in self.units):
+            raise ValueError("units are counted from 0")
+        return self
 
 
 class InspectSpec(Spec):

@@ -19,9 +19,9 @@ from core.names import model_name
 from core.retrain_presets import phases, preset_values
 from core.schedules import with_steps
 from core.settings import Settings
-from core.specs import BranchSpec, RetrainSpec
+from core.specs import BranchSpec, ResetSpec, RetrainSpec
 from dcaecore.config import DCAEConfig
-from dcaecore.freezing import check_parts
+from dcaecore.freezing import check_parts, part_names
 from store import CheckpointRow, JobRow, ModelRow, Store, baseline_of, checkpoints, get_model, metrics
 
 NUM_NEWEST = 2
@@ -33,6 +33,7 @@ REASONS = {
     "cancel": "at a cancel",
     "branch": "a model was made of it",
 }
+LAYER_FIGURES = ("weight_rms", "gradient_rms", "activation_rms", "dead_ratio")
 STANDING = ("paused", "failed", "cancelled", "done")
 
 
@@ -130,6 +131,24 @@ class Training:
         if row.state == "queued":
             self._ensure_worker(row.device)
         return row
+
+    def layer_figures(self, ref: str) -> list[dict[str, Any]]:
+        """The newest figures of each part of the model in training, from the image to the latents and back; empty without any."""
+        job, _ = self._retraining(ref)
+        found: dict[str, dict[str, Any]] = {}
+        for key, value in metrics.latest(self.store, [job.id]).get(job.id, {}).items():
+            figure, _, part = key.partition(".")
+            if figure in LAYER_FIGURES:
+                found.setdefault(part, {"part": part})[figure] = value
+        names = [] if not found or job.parent_model_id is None else part_names(self._config(job.parent_model_id))
+        return [found[name] for name in names if name in found]
+
+    def reset_layers(self, parent: str, spec: SpecLike = None, *, name: str | None = None) -> JobRow:
+        """Submits the making of a model of which some parts or layers have new weights."""
+        return self._submit(checked(ResetSpec, spec), get_model(self.store, parent).id, name=name or "reset")
+
+    def _config(self, model_id: str) -> DCAEConfig:
+        return DCAEConfig.from_json(get_model(self.store, model_id, deleted=True).config)
 
     def hints(self, ref: str) -> list[Hint]:
         """What a retraining's curves say, with what to try."""

@@ -52,6 +52,7 @@ class TrainSettings:
     frozen_stages: tuple[str, ...] = ()
     save_interval: int = 5
     keep_every: int = 0
+    layer_stats: bool = False
     log_interval: int = 100
 
     @property

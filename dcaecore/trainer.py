@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -38,6 +39,7 @@ from dcaecore.distillation import Distillation, DistillWeights
 from dcaecore.errors import CheckpointError, ConfigError, TrainingError
 from dcaecore.freezing import check_parts, freeze, held_prefixes
 from dcaecore.latents import LatentCache, pays
+from dcaecore.layer_stats import LayerWatch
 from dcaecore.losses import ReconstructionLoss
 from dcaecore.metrics import ImageScores, evaluate_images
 from dcaecore.model import DCAE
@@ -74,6 +76,9 @@ class TrainCallbacks(Protocol):
     def on_eval(self, step: int, scores: ImageScores) -> None:
         """After each validation; step 0 is the model as it came."""
 
+    def on_layers(self, step: int, figures: dict[str, float]) -> None:
+        """After each validation where `layer_stats` is on; see `dcaecore.layer_stats`."""
+
     def on_checkpoint(self, path: Path, step: int, why: str) -> None:
         """After a checkpoint is durable; `why` is pause, cancel, asked, interval or every (the `keep_every`-th epoch)."""
 
@@ -96,6 +101,8 @@ class NullCallbacks:
     def on_step(self, step: int, metrics: dict[str, float]) -> None: ...
 
     def on_eval(self, step: int, scores: ImageScores) -> None: ...
+
+    def on_layers(self, step: int, figures: dict[str, float]) -> None: ...
 
     def on_checkpoint(self, path: Path, step: int, why: str) -> None: ...
 
@@ -201,6 +208,7 @@ class _Run:
                 given=settings.accumulation_steps,
                 legal=[n for n in range(1, stream.batch_size + 1) if stream.batch_size % n == 0],
             )
+        self.watch = LayerWatch(self.model) if settings.layer_stats and isinstance(self.model, DCAE) else None
         self.average = MovingAverage(self.model, settings.ema_decay)
         self.best: dict[str, Tensor] = {}
         self.best_value: float | None = None
@@ -249,14 +257,16 @@ class _Run:
     def validate(self) -> None:
         """Scores the weights that would be kept; remembers them where they are the best so far."""
         self.report()
+        layers = {} if self.watch is None else self.watch.weights_and_gradients()
         live: dict[str, Tensor] = {}
         if self.average.state:
             live = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
             self.model.load_state_dict(self.average.state)
         self.model.eval()
-        scores = evaluate_images(
-            self.model, self.pinned, device=str(self.device), autocast=self.autocast, loss=self.loss, batch_size=8
-        )
+        with nullcontext(layers) if self.watch is None else self.watch.activations() as outputs:
+            scores = evaluate_images(
+                self.model, self.pinned, device=str(self.device), autocast=self.autocast, loss=self.loss, batch_size=8
+            )
         if live:
             self.model.load_state_dict(live)
         self.set_train_mode()
@@ -269,6 +279,8 @@ class _Run:
             if self.plateau is not None:
                 self.plateau.observe(value)
         self.callbacks.on_eval(self.step, scores)
+        if self.watch is not None:
+            self.callbacks.on_layers(self.step, {**layers, **outputs})
 
     def checkpoint(self, why: str) -> None:
         """Writes all that the rest of the training depends on; nothing without a folder."""

@@ -15,7 +15,7 @@ from pages.ui.chain import line_chart, show_log  # noqa: E402
 from pages.ui.figures import headline, validate_and_save  # noqa: E402
 from pages.ui.forms import spec_form  # noqa: E402
 from pages.ui.images import image_list, left_out  # noqa: E402
-from pages.ui.training import checkpoint_list, image_preview, show_hints, steering  # noqa: E402
+from pages.ui.training import checkpoint_list, image_preview, layer_table, reset_form, show_hints, steering  # noqa: E402
 
 
 @st.fragment(run_every=1.0)
@@ -51,6 +51,8 @@ def watch(ref: str) -> None:
     show_hints(manager, job)
     with st.expander("Checkpoints"):
         checkpoint_list(manager, job)
+    with st.expander("Layers"):
+        layer_table(manager, job)
     with st.expander("Log"):
         show_log(manager, ref)
     if job.state == "done" and job.model_id:
@@ -105,6 +107,7 @@ values = spec_form(
     RetrainSpec, key=f"retrain-{onward or preset}", values=start, choices={"frozen_stages": part_names(manager.shape(row.id)[0])}
 )
 image_preview(manager, values)
+reset_form(manager, row)
 image_list(manager, row, values["data"], values["image_size"])
 if left_out():
     with guarded():

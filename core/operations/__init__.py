@@ -12,6 +12,7 @@ MODULES: dict[str, str] = {
     "prune": "core.operations.prune",
     "retrain": "core.operations.retrain",
     "branch": "core.operations.branch",
+    "reset": "core.operations.reset",
     "inspect": "core.operations.inspect_",
     "evaluate": "core.operations.evaluate",
     "benchmark": "core.operations.benchmark",

@@ -92,6 +92,9 @@ class JobCallbacks:
                 original.write_bytes(png(self.pinned.images[index]))
             (folder / f"step_{step:08d}_{index:02d}.png").write_bytes(png(scores.reconstructions[index]))
 
+    def on_layers(self, step: int, figures: dict[str, float]) -> None:
+        self.context.metrics.log(step, figures)
+
     def on_checkpoint(self, path: Path, step: int, why: str) -> None:
         checkpoints.record(self.context.store, self.context.job.id, step, path, why, self.figures)
         if why == "asked":

@@ -251,8 +251,10 @@ def jobs(
         manager.run_more(job, run_more)
     row = manager.job(job)
     if state.json:
-        hints = [hint.__dict__ for hint in manager.hints(job)] if row.operation == "retrain" else []
-        output.emit({**row.to_json(), "hints": hints, "log": manager.log(job)})
+        trained = row.operation == "retrain"
+        hints = [hint.__dict__ for hint in manager.hints(job)] if trained else []
+        layers = manager.layer_figures(job) if trained else []
+        output.emit({**row.to_json(), "hints": hints, "layers": layers, "log": manager.log(job)})
         return
     output.console.print(output.jobs_table([row]))
     for hint in manager.hints(job) if row.operation == "retrain" else ():

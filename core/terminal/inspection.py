@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    model: str = "current",
+    model: Annotated[str, typer.Argument(help="Id, name or alias.")] = "current",
     order: Annotated[str, typer.Option(help=f"How images are listed: {', '.join(ORDERS)}.")] = "worst",
     duplicates: Annotated[bool, typer.Option("--duplicates", help="List only images that nearly equal an earlier one.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="Images listed.")] = 20,

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from core.specs import RetrainSpec
+from core.specs import ResetSpec, RetrainSpec
 from core.terminal import output
 from core.terminal.options import spec_values, with_options
 from core.training import cleaning_rule
 from store import JobRow
 
 JobArgument = Annotated[str, typer.Argument(help="A retraining's id.")]
+ModelArgument = Annotated[str, typer.Argument(help="Id, name or alias.")]
 At = Annotated[str, typer.Option(help="best, last, or the step of a checkpoint.")]
 
 
@@ -23,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command("checkpoints")(list_checkpoints)
     app.command("branch")(branch)
     app.command("rewrite")(rewrite)
+    app.command("reset")(with_options(reset, ResetSpec))
     app.command("train-on")(with_options(train_on, RetrainSpec))
     app.command("retrain-in-phases")(with_options(retrain_in_phases, RetrainSpec, skip=("frozen_part", "frozen_stages")))
 
@@ -69,7 +71,7 @@ def branch(
     finish(manager, made)
 
 
-def train_on(job: str, at: At = "last", name: str | None = None, spec: Path | None = None, **options: Any) -> None:
+def train_on(job: JobArgument, at: At = "last", name: str | None = None, spec: Path | None = None, **options: Any) -> None:
     """Train on from a checkpoint with other settings, as a new child; the retraining JOB stays as it was."""
     from core.terminal.app import finish, state
 
@@ -81,7 +83,7 @@ def train_on(job: str, at: At = "last", name: str | None = None, spec: Path | No
 
 
 def retrain_in_phases(
-    model: str = "current",
+    model: ModelArgument = "current",
     high_size: Annotated[int | None, typer.Option(help="Image size of the second phase; default: twice the others'.")] = None,
     preset: Annotated[str | None, typer.Option(help="Start from smoke, quick or full; options and spec file win.")] = None,
     spec: Path | None = None,
@@ -116,3 +118,11 @@ def rewrite(
             output.console.print(f"{one.source} -> {one.target or 'not rewritten'}: {told}", markup=False, highlight=False)
     if any(one.target is None for one in found):
         raise typer.Exit(1)
+
+
+def reset(model: ModelArgument = "current", name: str | None = None, spec: Path | None = None, **options: Any) -> None:
+    """Make a model of which some layers have new weights: random, or the parent's or baseline's (--layers '["decoder.conv_out"]')."""
+    from core.terminal.app import finish, state
+
+    manager = state.manager()
+    finish(manager, manager.reset_layers(manager.get_model(model).id, spec_values(ResetSpec, options, spec), name=name))

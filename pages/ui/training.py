@@ -10,8 +10,9 @@ from core.compare import METRICS
 from core.model_manager import ModelManager
 from core.specs import RetrainSpec
 from core.training import STANDING, cleaning_rule
+from dcaecore.freezing import part_names
 from pages.ui.boot import guarded
-from store import JobRow
+from store import JobRow, ModelRow
 
 
 def steering(manager: ModelManager, job: JobRow) -> None:
@@ -43,6 +44,30 @@ def show_hints(manager: ModelManager, job: JobRow) -> None:
     """What the curves say, with what to try."""
     for hint in manager.hints(job.id):
         st.warning(f"**{hint.flag.capitalize()}.** {hint.text}", icon=":material/insights:")
+
+
+def layer_table(manager: ModelManager, job: JobRow) -> None:
+    """Weights, gradients and activations of each part at the last validation."""
+    found = manager.layer_figures(job.id)
+    if not found:
+        st.caption("Not measured: `layer stats` among the advanced settings does, at each validation.")
+        return
+    names = {"weight_rms": "weights (RMS)", "gradient_rms": "gradients (RMS)", "activation_rms": "activations (RMS)"}
+    columns = {key: st.column_config.NumberColumn(title, format="%.3g") for key, title in names.items()}
+    dead = st.column_config.ProgressColumn("dead channels", format="percent", min_value=0.0, max_value=1.0)
+    st.dataframe(found, hide_index=True, column_config={**columns, "dead_ratio": dead}, key=f"layers-{job.id}")
+
+
+def reset_form(manager: ModelManager, row: ModelRow) -> None:
+    """Parts of the chosen model that get new weights, as a new model."""
+    with st.expander("Reset parts of this model"):
+        parts = st.multiselect("parts", part_names(manager.shape(row.id)[0]), key=f"reset-{row.id}")
+        sources = ["random", *(["parent", "baseline"] if row.parent_id else [])]
+        to = st.segmented_control("to", sources, default="random", required=True, key=f"reset-to-{row.id}")
+        if st.button("Reset", icon=":material/restart_alt:", disabled=not parts):
+            with guarded():
+                manager.reset_layers(row.id, {"layers": parts, "to": to})
+                st.toast("The reset is queued: a new model, which you can train then.")
 
 
 def image_preview(manager: ModelManager, values: dict[str, Any]) -> None:

@@ -131,9 +131,9 @@ SEEN: dict[str, tuple[Any, Callable[[Bench, Any], Any]]] = {
 }
 """Fields that are seen in the job's record: (the value to set, what is looked at)."""
 
-ELSEWHERE = {"keep", "batchnorm", "perceptual_weight", "recompute", "compile_model"}
+ELSEWHERE = {"keep", "batchnorm", "perceptual_weight", "recompute", "compile_model", "layer_stats"}
 """Fields with a test of their own below; what perceptual_weight adds to the loss: tests/dcaecore/test_trainer.py;
-the last two: tests/dcaecore/test_step_settings.py."""
+recompute and compile_model: tests/dcaecore/test_step_settings.py; layer_stats: tests/core/test_layers.py."""
 
 DEFAULTS: dict[str, Any] = {
     "n_epochs": 1, "steps_per_epoch": 100, "init_lr": 1e-4, "warmup_epochs": 5, "warmup_lr": 1e-6, "lr_schedule_name": "cosine",

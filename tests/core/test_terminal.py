@@ -35,6 +35,7 @@ VERBS = [
     "retrain-in-phases",
     "inspect",
     "rewrite",
+    "reset",
 ]
 
 
