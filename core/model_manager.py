@@ -13,10 +13,12 @@ from typing import Any
 
 import store as st
 import store.jobs as jobs
-from core.checks import SpecLike, checked
+from core.augmentations import Augmentations
+from core.checks import SpecLike, changed, checked
 from core.compare import Comparison, compare
 from core.devices import default_device, devices
 from core.errors import CoreError
+from core.inspection import Inspection
 from core.jobs.launch import ensure_worker
 from core.names import model_name, pruned_name
 from core.planning import Planning
@@ -36,6 +38,7 @@ from core.specs import (
     SensitivitySpec,
     Spec,
 )
+from core.training import Training
 from core.views import Views
 from dcaecore.config import DCAEConfig
 from dcaecore.cost import Cost, estimate
@@ -49,7 +52,7 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
 
 
-class ModelManager(Views, Planning):
+class ModelManager(Views, Planning, Training, Augmentations, Inspection):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.
@@ -222,8 +225,8 @@ class ModelManager(Views, Planning):
         """
         chosen = preset_on(preset, data, image_size)
         pruned = checked(PruneSpec, chosen.prune if prune is None else prune)
-        trained = self.retrain_defaults(parent, chosen.retrain, pruned.part) if retrain is None else checked(RetrainSpec, retrain)
-        once = Round(pruned, trained)
+        held = self.held_part(parent, pruned.part)
+        once = Round(pruned, changed(chosen.retrain, frozen_part=held) if retrain is None else checked(RetrainSpec, retrain))
         scored = checked(EvaluateSpec, chosen.evaluate if evaluate is None else evaluate)
         timed = checked(BenchmarkSpec, chosen.benchmark if benchmark is None else benchmark)
         return self._chain(parent, [once], scored, timed, device)
@@ -320,7 +323,7 @@ class ModelManager(Views, Planning):
         """`pause`, `resume`, `cancel` or `checkpoint`; a resumed job finds a worker again."""
         row = jobs.request(self.store, ref, verb)
         if row.state == "queued":
-            ensure_worker(self.store, self.settings, row.device)
+            self._ensure_worker(row.device)
         return row
 
     def wait(self, ref: str, timeout_s: float | None = None) -> JobRow:
@@ -379,6 +382,8 @@ class ModelManager(Views, Planning):
 
     def _check_retraining(self, parent: Parent, spec: RetrainSpec) -> None:
         self._check_size(parent, spec.image_size)
+        if isinstance(parent, str):
+            self._check_parts_and_goal(parent, spec)
         if spec.perceptual_weight > 0:
             from dcaecore.losses import lpips_status  # imports torch: only where it is asked for
 
@@ -406,8 +411,11 @@ class ModelManager(Views, Planning):
             name=name,
             interactive=interactive,
         )
-        ensure_worker(self.store, self.settings, target)
+        self._ensure_worker(target)
         return row
+
+    def _ensure_worker(self, device: str) -> None:
+        ensure_worker(self.store, self.settings, device)
 
 
 def _trained_macs(cost: Cost, spec: RetrainSpec) -> int:

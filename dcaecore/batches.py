@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dcaecore.augment import Augment
 from dcaecore.data import Frames
 from dcaecore.errors import DataError
 from dcaecore.images import foreground, to_square
@@ -35,14 +36,16 @@ class Batch:
     foreground_B1HW: Tensor
     """bool: pixels that move; all False where an episode has fewer than 16 frames."""
     row_ids: tuple[str, ...]
+    seen_BCHW: Tensor | None = None
+    """What the model is given instead of `images_BCHW`, which it must rebuild; None where that is the same."""
 
 
 class ImageCache:
     """Decoded, padded, resized rows of a source, with each episode's median frame."""
 
-    def __init__(self, frames: Frames, image_size: int, *, cap_bytes: int = 2 << 30) -> None:
+    def __init__(self, frames: Frames, image_size: int, *, cap_bytes: int = 2 << 30, resize_method: str = "bicubic") -> None:
         self.frames = frames
-        self.image_size = image_size
+        self.image_size, self.resize_method = image_size, resize_method
         self._room = cap_bytes
         self._kept: dict[int, tuple[np.ndarray, tuple[int, int, int, int]]] = {}
         self.median = lru_cache(maxsize=256)(self._median)
@@ -51,7 +54,7 @@ class ImageCache:
         """uint8 `(S, S, 3)` and the content box of a row; raises DataError for a broken one."""
         found = self._kept.get(index)
         if found is None:
-            found = to_square(self.frames.image(index), self.image_size)
+            found = to_square(self.frames.image(index), self.image_size, self.resize_method)
             if self._room >= found[0].nbytes:
                 self._room -= found[0].nbytes
                 self._kept[index] = found
@@ -80,6 +83,11 @@ class ImageCache:
         return foreground(image[None], median)[0]
 
 
+def _to_tensor(images: list[np.ndarray]) -> Tensor:
+    """uint8 `(H, W, 3)` each, to float32 `(B, 3, H, W)` in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0).contiguous()
+
+
 class BatchStream:
     """An endless, seekable stream of batches.
 
@@ -100,6 +108,7 @@ class BatchStream:
         with_foreground: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        augment: Augment | None = None,
     ) -> None:
         if len(rows) == 0:
             raise DataError("There are no training images.", code="no_data", given=0)
@@ -111,6 +120,7 @@ class BatchStream:
         self.skip_broken = skip_broken
         self.with_foreground = with_foreground
         self.rank, self.world_size = rank, world_size
+        self.augment = augment if augment is not None and augment.any else None
         self.skipped: set[str] = set()
         self._order = lru_cache(maxsize=4)(self._permutation)
 
@@ -135,22 +145,28 @@ class BatchStream:
 
     def batch(self, step: int) -> Batch:
         """The batch of a global step (from 0)."""
-        images, contents, foregrounds, ids = [], [], [], []
+        images, seen, contents, foregrounds, ids = [], [], [], [], []
         size = self.cache.image_size
+        share = self.batch_size // self.world_size
         for place, wanted in enumerate(self.rows_of(step)):
             row = self._readable(wanted, step, place)
             image, (top, bottom, left, right) = self.cache.row(row)
             content = np.zeros((size, size), dtype=bool)
             content[top:bottom, left:right] = True
+            moving = self.cache.foreground(row) & content if self.with_foreground else np.zeros_like(content)
+            if self.augment is not None:
+                drawn = self.augment(image, content, moving, seed=self.seed, step=step, place=self.rank * share + place)
+                image, content, moving = drawn.target, drawn.content, drawn.moving
+                seen.append(drawn.seen)
             images.append(image)
             contents.append(content)
-            if self.with_foreground:
-                foregrounds.append(self.cache.foreground(row) & content)
+            foregrounds.append(moving)
             ids.append(self.cache.frames.row_ids[row])
-        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0)
+        x = _to_tensor(images)
         content_B1HW = torch.from_numpy(np.stack(contents)).unsqueeze(1)
-        moving = torch.from_numpy(np.stack(foregrounds)).unsqueeze(1) if foregrounds else torch.zeros_like(content_B1HW)
-        return Batch(x.contiguous(), content_B1HW, moving, tuple(ids))
+        moving_B1HW = torch.from_numpy(np.stack(foregrounds)).unsqueeze(1)
+        blurred = self.augment is not None and self.augment.blur > 0
+        return Batch(x, content_B1HW, moving_B1HW, tuple(ids), _to_tensor(seen) if blurred else None)
 
     def _readable(self, row: int, step: int, place: int) -> int:
         for offset in range(len(self.rows)):

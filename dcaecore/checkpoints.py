@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,10 @@ def save_checkpoint(folder: Path, state: TrainState) -> Path:
         _sync(partial)
         (partial / "digest").write_text(_digest(partial))
         _sync(partial)
+        if is_whole(target):
+            # A resumed run has come to the same step, and so to the same bits: removing the old one first would risk both.
+            shutil.rmtree(partial)
+            return target
         if target.exists():
             shutil.rmtree(target)
         os.replace(partial, target)
@@ -98,12 +103,20 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next((p for p in sorted(folder.glob("step_*"), reverse=True) if is_whole(p)), None)
 
 
-def clean_checkpoints(folder: Path, *, keep: int = 2) -> list[Path]:
-    """Removes all but the newest `keep` checkpoints; returns what was removed."""
-    old = sorted(folder.glob("step_*"))[:-keep]
-    for path in old:
+def clean_checkpoints(folder: Path, *, keep: int = 2, every: int = 0, spare: Collection[str] = ()) -> list[Path]:
+    """Removes checkpoints but for the newest `keep`, those of every `every`-th step (0: none), and the names in `spare`.
+
+    The best weights need no rule: each checkpoint carries them. Returns what was removed.
+    """
+    old = [p for p in sorted(folder.glob("step_*"))[:-keep] if p.name not in spare and not (every and step_of(p) % every == 0)]
+    for path in [*old, *folder.glob(".partial-*")]:  # what a killed attempt left half-written
         shutil.rmtree(path)
     return old
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint folder, by its name."""
+    return int(path.name.removeprefix("step_"))
 
 
 def _digest(folder: Path) -> str:

@@ -339,8 +339,9 @@ def split_rows(frames: Frames, *, seed: int = 0, deny: Sequence[str] = ()) -> Sp
     unknown = denied - set(frames.row_ids)
     if unknown:
         raise DataError(f"The deny-list names a row that is not there: {sorted(unknown)[0]}", given=sorted(unknown)[:5])
-    rows = np.array([i for i, name in enumerate(frames.row_ids) if name not in denied], dtype=np.int64)
-    groups = frames.episodes[rows] if frames.episodes is not None else _content_groups(frames, rows)
+    # Denied rows are left out after the split, so that no image changes its part when another is denied.
+    rows = np.arange(len(frames), dtype=np.int64)
+    groups = frames.episodes if frames.episodes is not None else _content_groups(frames, rows)
     if frames.episodes is not None and len(np.unique(groups)) < 3:
         groups = _content_groups(frames, rows)
     names = np.unique(groups)
@@ -356,7 +357,14 @@ def split_rows(frames: Frames, *, seed: int = 0, deny: Sequence[str] = ()) -> Sp
     test, validation = set(names[order[:held]]), set(names[order[held : 2 * held]])
     in_test = np.array([name in test for name in groups])
     in_validation = np.array([name in validation for name in groups])
-    return Splits(rows[~in_test & ~in_validation], rows[in_validation], rows[in_test])
+    used = np.array([name not in denied for name in frames.row_ids])
+    found = Splits(rows[~in_test & ~in_validation & used], rows[in_validation & used], rows[in_test & used])
+    for part in ("train", "validation", "test"):
+        if len(found.part(part)) == 0:
+            raise DataError(
+                f"The deny-list leaves no image for {part}.", code="no_data", given=len(denied), next="Deny fewer rows."
+            )
+    return found
 
 
 def _content_groups(frames: Frames, rows: np.ndarray) -> np.ndarray:

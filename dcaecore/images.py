@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+RESIZE_METHODS = ("bicubic", "lanczos", "bilinear", "box", "nearest")
 FOREGROUND_STEP = 8
 """A pixel is foreground where a channel differs from the median frame by more than this, of 255."""
 
@@ -23,8 +24,11 @@ def content_box(width: int, height: int, image_size: int) -> tuple[int, int, int
     return first[0], max(last[0], first[0] + 1), first[1], max(last[1], first[1] + 1)
 
 
-def to_square(image: Image.Image, image_size: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """`(image_size, image_size, 3)` uint8 of a picture padded to a square with black and resized (bicubic), and its content box."""
+def to_square(image: Image.Image, image_size: int, method: str = "bicubic") -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """`(image_size, image_size, 3)` uint8 of a picture padded to a square with black and resized, and its content box.
+
+    `method` is one of RESIZE_METHODS.
+    """
     rgb = image.convert("RGB")
     width, height = rgb.size
     side = max(width, height)
@@ -33,7 +37,7 @@ def to_square(image: Image.Image, image_size: int) -> tuple[np.ndarray, tuple[in
         square.paste(rgb, ((side - width) // 2, (side - height) // 2))
         rgb = square
     if side != image_size:
-        rgb = rgb.resize((image_size, image_size), Image.Resampling.BICUBIC)
+        rgb = rgb.resize((image_size, image_size), Image.Resampling[method.upper()])
     return np.asarray(rgb), content_box(width, height, image_size)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dcaecore.errors import ConfigError
 
-OPTIMIZERS = ("adamw", "adam", "sgd")
+OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
 
 
 class OptimizerSettings(Protocol):
@@ -47,11 +47,13 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, decay_norms_and_b
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """AdamW, Adam or SGD over the model's trainable parameters; raises ConfigError for another name."""
+    """AdamW, Adam, SGD or RMSprop over the model's trainable parameters; raises ConfigError for another name."""
     groups = parameter_groups(model, weight_decay=settings.weight_decay, decay_norms_and_biases=settings.decay_norms_and_biases)
     name = settings.optimizer_name
     if name == "sgd":
         return torch.optim.SGD(groups, lr=settings.init_lr, momentum=settings.momentum)
+    if name == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=settings.init_lr, momentum=settings.momentum, eps=settings.eps)
     if name not in OPTIMIZERS:
         raise ConfigError(f"There is no optimizer {name!r}.", given=name, legal=OPTIMIZERS)
     kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam

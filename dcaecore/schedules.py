@@ -10,7 +10,7 @@ import math
 
 from dcaecore.errors import ConfigError
 
-SCHEDULES = ("cosine", "constant", "linear", "step", "exponential", "onecycle")
+SCHEDULES = ("cosine", "constant", "linear", "step", "exponential", "onecycle", "plateau")
 
 
 def learning_rate(
@@ -30,6 +30,7 @@ def learning_rate(
     Linear warm-up from `warmup_lr` to `init_lr`, then over the remaining D steps: cosine
     `min + (init - min) (1 + cos(pi s / D)) / 2`, linear to `min_lr`, step (times `gamma` each `step_size` steps), exponential
     (`gamma ** (s / D)`), constant, or one-cycle (Smith and Topin, arXiv 1708.07120: the warm-up and the fall are both cosine).
+    `plateau` is constant here: its falls come from validations (`dcaecore.plateau`).
     """
     if name not in SCHEDULES:
         raise ConfigError(f"There is no schedule {name!r}.", given=name, legal=SCHEDULES)

@@ -37,11 +37,22 @@ class TrainSettings:
     frozen_part: str = "none"
     batchnorm: str = "frozen"
     dtype: str = "float32"
+    accumulation_steps: int = 1
+    recompute: bool = False
+    compile_model: bool = False
     seed: int = 0
     eval_interval: int = 1
     best_metric: str = "psnr_db"
     keep: str = "best"
+    patience: int = 0
+    min_gain: float = 0.0
+    stop_value: float | None = None
+    max_seconds: float = 0.0
+    lr_patience: int = 2
+    frozen_stages: tuple[str, ...] = ()
     save_interval: int = 5
+    keep_every: int = 0
+    layer_stats: bool = False
     log_interval: int = 100
 
     @property
@@ -49,7 +60,7 @@ class TrainSettings:
         return self.n_epochs * self.steps_per_epoch
 
     def rate(self, step: int) -> float:
-        """The learning rate of step `step` (from 0)."""
+        """The learning rate of step `step` (from 0); of the schedule `plateau` before any fall."""
         return learning_rate(
             step,
             name=self.lr_schedule_name,

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -36,12 +37,17 @@ from dcaecore.checkpoints import (
 )
 from dcaecore.distillation import Distillation, DistillWeights
 from dcaecore.errors import CheckpointError, ConfigError, TrainingError
+from dcaecore.freezing import check_parts, freeze, held_prefixes
 from dcaecore.latents import LatentCache, pays
+from dcaecore.layer_stats import LayerWatch
 from dcaecore.losses import ReconstructionLoss
 from dcaecore.metrics import ImageScores, evaluate_images
 from dcaecore.model import DCAE
 from dcaecore.optim import MovingAverage, WeightMasks, make_optimizer
 from dcaecore.pinned import PinnedImages
+from dcaecore.plateau import Plateau
+from dcaecore.recompute import recomputed_stages
+from dcaecore.stopping import StopRule
 from dcaecore.train_settings import TrainSettings
 
 CHECKPOINT_SECONDS = 60.0
@@ -70,8 +76,14 @@ class TrainCallbacks(Protocol):
     def on_eval(self, step: int, scores: ImageScores) -> None:
         """After each validation; step 0 is the model as it came."""
 
+    def on_layers(self, step: int, figures: dict[str, float]) -> None:
+        """After each validation where `layer_stats` is on; see `dcaecore.layer_stats`."""
+
     def on_checkpoint(self, path: Path, step: int, why: str) -> None:
-        """After a checkpoint is durable."""
+        """After a checkpoint is durable; `why` is pause, cancel, asked, interval or every (the `keep_every`-th epoch)."""
+
+    def spared(self) -> Collection[str]:
+        """Names of checkpoints that are not to be cleaned away."""
 
     def log(self, level: str, message: str) -> None:
         """A line for people; level as in `logging`."""
@@ -90,7 +102,12 @@ class NullCallbacks:
 
     def on_eval(self, step: int, scores: ImageScores) -> None: ...
 
+    def on_layers(self, step: int, figures: dict[str, float]) -> None: ...
+
     def on_checkpoint(self, path: Path, step: int, why: str) -> None: ...
+
+    def spared(self) -> Collection[str]:
+        return ()
 
     def log(self, level: str, message: str) -> None: ...
 
@@ -105,6 +122,8 @@ class TrainResult:
     best_step: int
     best_value: float | None
     skipped_rows: tuple[str, ...]
+    stopped: str = ""
+    """Why it ended before its last step; empty where it did not."""
 
 
 @dataclass
@@ -158,8 +177,10 @@ class _Run:
         self.late = self.device.type == "cuda" if late_reports is None else late_reports
         # No slower on a CPU (1.03 s of processor time a step either way: demo model, batch 8, 128 px), and what tensor cores ask for.
         self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if settings.frozen_part != "none":
-            getattr(self.model, settings.frozen_part).requires_grad_(False)
+        self.held = held_prefixes(settings.frozen_part, settings.frozen_stages)
+        if isinstance(model, DCAE):
+            check_parts(model.config, settings.frozen_stages)
+        freeze(self.model, self.held)
         parameters = dict(self.model.named_parameters())
         self.names = {id(p): name for name, p in parameters.items()}
         self.masks = WeightMasks(parameters, masks)
@@ -180,6 +201,14 @@ class _Run:
             self.distillation = Distillation(teacher, self.model, wanted)
         self.autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
         self.latents = self._latent_cache(stream)
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if settings.compile_model else self.model
+        if stream.batch_size % settings.accumulation_steps:
+            raise ConfigError(
+                f"A batch of {stream.batch_size} does not divide into {settings.accumulation_steps} parts.",
+                given=settings.accumulation_steps,
+                legal=[n for n in range(1, stream.batch_size + 1) if stream.batch_size % n == 0],
+            )
+        self.watch = LayerWatch(self.model) if settings.layer_stats and isinstance(self.model, DCAE) else None
         self.average = MovingAverage(self.model, settings.ema_decay)
         self.best: dict[str, Tensor] = {}
         self.best_value: float | None = None
@@ -191,6 +220,11 @@ class _Run:
             self.best_metric = "psnr_db"
             reason = pinned.foreground_reason or "nothing moves in the pinned images"
             callbacks.log("warning", f"No foreground figure ({reason}): best is by PSNR.")
+        sign = 1 if HIGHER_IS_BETTER[self.best_metric] else -1
+        self.stop_rule, self.stopped = StopRule(settings, sign), ""
+        self.plateau: Plateau | None = None
+        if settings.lr_schedule_name == "plateau":
+            self.plateau = Plateau(gamma=settings.lr_gamma, patience=settings.lr_patience, min_gain=settings.min_gain, sign=sign)
         self.step = 0
         self.skipped: set[str] = set()
         self.pending: _Report | None = None
@@ -213,8 +247,7 @@ class _Run:
         self.model.train()
         for name, module in self.model.named_modules():
             if isinstance(module, nn.BatchNorm2d):
-                in_frozen_part = name.startswith(f"{self.settings.frozen_part}.")
-                module.train(self.settings.batchnorm == "train" and not in_frozen_part)
+                module.train(self.settings.batchnorm == "train" and not (self.held and name.startswith(self.held)))
 
     def kept_weights(self) -> dict[str, Tensor]:
         """What would be kept if the run ended now: the moving average where it is on."""
@@ -224,14 +257,16 @@ class _Run:
     def validate(self) -> None:
         """Scores the weights that would be kept; remembers them where they are the best so far."""
         self.report()
+        layers = {} if self.watch is None else self.watch.weights_and_gradients()
         live: dict[str, Tensor] = {}
         if self.average.state:
             live = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
             self.model.load_state_dict(self.average.state)
         self.model.eval()
-        scores = evaluate_images(
-            self.model, self.pinned, device=str(self.device), autocast=self.autocast, loss=self.loss, batch_size=8
-        )
+        with nullcontext(layers) if self.watch is None else self.watch.activations() as outputs:
+            scores = evaluate_images(
+                self.model, self.pinned, device=str(self.device), autocast=self.autocast, loss=self.loss, batch_size=8
+            )
         if live:
             self.model.load_state_dict(live)
         self.set_train_mode()
@@ -239,7 +274,13 @@ class _Run:
         sign = 1 if HIGHER_IS_BETTER[self.best_metric] else -1
         if self.step > 0 and value is not None and (self.best_value is None or sign * value > sign * self.best_value):
             self.best_value, self.best_step, self.best = value, self.step, self.kept_weights()
+        if self.step > 0:
+            self.stopped = self.stop_rule.observe(value) or self.stopped
+            if self.plateau is not None:
+                self.plateau.observe(value)
         self.callbacks.on_eval(self.step, scores)
+        if self.watch is not None:
+            self.callbacks.on_layers(self.step, {**layers, **outputs})
 
     def checkpoint(self, why: str) -> None:
         """Writes all that the rest of the training depends on; nothing without a folder."""
@@ -253,12 +294,16 @@ class _Run:
             "threads": torch.get_num_threads(),
             "random_state": torch.get_rng_state().numpy().tobytes().hex(),
             "next_batch": self.step,
+            "stop_rule": self.stop_rule.facts(),
+            "stopped": self.stopped,
+            "plateau": None if self.plateau is None else self.plateau.facts(),
         }
         moments = optimizer_tensors(self.optimizer, self.names)
         state = TrainState(self.step, self.model.state_dict(), self.average.state, self.best, moments, facts)
         path = save_checkpoint(self.folder, state)
-        clean_checkpoints(self.folder)
         self.callbacks.on_checkpoint(path, self.step, why)
+        every = self.settings.keep_every * self.settings.steps_per_epoch
+        clean_checkpoints(self.folder, every=every, spare=self.callbacks.spared())
 
     def restore(self, path: Path) -> None:
         """Goes back to a checkpoint. Raises CheckpointError where it is damaged, or of another model."""
@@ -279,37 +324,68 @@ class _Run:
         self.step = state.step
         self.best_value, self.best_step = state.facts["best_value"], state.facts["best_step"]
         self.skipped = set(state.facts["skipped"])
+        if state.facts.get("stop_rule"):
+            self.stop_rule.restore(state.facts["stop_rule"])
+            self.stopped = state.facts["stopped"]
+        if self.plateau is not None and state.facts.get("plateau"):
+            self.plateau.restore(state.facts["plateau"])
         if "random_state" in state.facts:
             torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state.facts["random_state"]), dtype=torch.uint8))
         if state.facts["threads"] != torch.get_num_threads():
             self.callbacks.log("warning", "Resumed with another thread count: the last bits of the weights will differ.")
 
+    def _accumulate(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gathers the gradients of a batch, in so many parts of it as asked; returns the loss and its parts, detached."""
+        x = self._on_device(batch.images_BCHW)
+        seen = x if batch.seen_BCHW is None else self._on_device(batch.seen_BCHW)
+        content = batch.content_B1HW.to(self.device, non_blocking=True)
+        moving = batch.foreground_B1HW.to(self.device, non_blocking=True)
+        latents = None if self.latents is None else self._on_device(self.latents.of(self.step, batch))
+        count = self.settings.accumulation_steps
+        total, sums = torch.zeros((), device=self.device), dict[str, Tensor]()
+        size = len(x) // count
+        for first in range(0, len(x), size):
+            rows = slice(first, first + size)
+            loss, parts = self._loss_of(
+                x[rows], seen[rows], content[rows], moving[rows], None if latents is None else latents[rows]
+            )
+            (loss / count).backward()
+            total += loss.detach() / count
+            for name, part in parts.items():
+                sums[name] = sums.get(name, 0.0) + part.detach() / count
+        return total, sums
+
+    def _loss_of(
+        self, x: Tensor, seen: Tensor, content: Tensor, moving: Tensor, latents: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of images and its parts, with gradients."""
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            if self.distillation is not None:
+                y, taught, terms = self.distillation(seen)
+            elif latents is not None:
+                y = self.model.decode(latents)  # type: ignore[operator]
+            else:
+                y = self.forward(seen)
+        loss, parts = self.loss(y, x, content, moving)
+        if self.distillation is not None:
+            return loss + taught, {**parts, **terms}
+        return loss, parts
+
     def train_step(self, batch: Batch) -> None:
         """One step; its figures are reported at once, or with the next step where reports are late."""
         started = time.perf_counter()
         rate = self.settings.rate(self.step)
+        if self.plateau is not None:
+            rate = max(min(rate, self.settings.min_lr), rate * self.plateau.factor)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        x = self._on_device(batch.images_BCHW)
-        content = batch.content_B1HW.to(self.device, non_blocking=True)
-        moving = batch.foreground_B1HW.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            if self.distillation is not None:
-                y, taught, terms = self.distillation(x)
-            elif self.latents is not None:
-                y = self.model.decode(self._on_device(self.latents.of(self.step, batch)))  # type: ignore[operator]
-            else:
-                y = self.model(x)
-        loss, parts = self.loss(y, x, content, moving)
-        if self.distillation is not None:
-            loss, parts = loss + taught, {**parts, **terms}
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, parts = self._accumulate(batch)
         self.masks.mask_gradients()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
         if self.settings.grad_clip > 0:
             torch.nn.utils.clip_grads_with_norm_(self.trained, self.settings.grad_clip, norm)
-        values = torch.stack([loss.detach(), norm, *(part.detach() for part in parts.values())])
+        values = torch.stack([loss, norm, *parts.values()])
         arrived = None
         if self.device.type == "cuda":
             values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
@@ -377,7 +453,8 @@ def train(
     saved_at = clock()
     batches = stream.iterate(run.step)
     try:
-        while run.step < settings.total_steps:
+        while run.step < settings.total_steps and not run.stopped:
+            began = clock()
             control: str = callbacks.poll()
             if control == "pause":
                 run.checkpoint("pause")
@@ -385,7 +462,7 @@ def train(
                 if control == "release":
                     status = "released"
                     break
-                saved_at = clock()
+                began = saved_at = clock()
             if control == "cancel":
                 run.checkpoint("cancel")
                 status = "cancelled"
@@ -393,17 +470,24 @@ def train(
             if control == "checkpoint":
                 run.checkpoint("asked")
                 saved_at = clock()
-            run.train_step(next(batches))
+            batch = next(batches)
+            with recomputed_stages(run.model, settings.recompute):
+                run.train_step(batch)
             run.skipped |= stream.skipped
             epoch_ends = run.step % settings.steps_per_epoch == 0
             epoch = run.step // settings.steps_per_epoch
-            if (epoch_ends and epoch % settings.eval_interval == 0) or run.step == settings.total_steps:
+            spent = run.stop_rule.spend(clock() - began)
+            run.stopped = spent
+            if (epoch_ends and epoch % settings.eval_interval == 0) or run.step == settings.total_steps or spent:
                 run.validate()
             due = epoch_ends and epoch % settings.save_interval == 0
-            if due or clock() - saved_at >= CHECKPOINT_SECONDS:
-                run.checkpoint("interval")
+            kept = epoch_ends and settings.keep_every > 0 and epoch % settings.keep_every == 0
+            if due or kept or clock() - saved_at >= CHECKPOINT_SECONDS:
+                run.checkpoint("every" if kept else "interval")
                 saved_at = clock()
     finally:
         batches.close()  # type: ignore[attr-defined]
-    kept = run.best if settings.keep == "best" and run.best else run.kept_weights()
-    return TrainResult(status, run.step, kept, run.best_step or run.step, run.best_value, tuple(sorted(run.skipped)))
+    weights = run.best if settings.keep == "best" and run.best else run.kept_weights()
+    return TrainResult(
+        status, run.step, weights, run.best_step or run.step, run.best_value, tuple(sorted(run.skipped)), run.stopped
+    )

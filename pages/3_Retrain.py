@@ -7,12 +7,15 @@ manager = boot("Retrain")
 import streamlit as st  # noqa: E402
 
 from core.compare import METRICS  # noqa: E402
-from core.presets import PRESETS  # noqa: E402
+from core.retrain_presets import RETRAIN_PRESETS  # noqa: E402
 from core.specs import RetrainSpec  # noqa: E402
+from dcaecore.freezing import part_names  # noqa: E402
 from dcaecore.schedules import learning_rate, schedule_warning  # noqa: E402
 from pages.ui.chain import line_chart, show_log  # noqa: E402
 from pages.ui.figures import headline, validate_and_save  # noqa: E402
 from pages.ui.forms import spec_form  # noqa: E402
+from pages.ui.images import image_list, left_out  # noqa: E402
+from pages.ui.training import checkpoint_list, image_preview, layer_table, reset_form, show_hints, steering  # noqa: E402
 
 
 @st.fragment(run_every=1.0)
@@ -20,8 +23,7 @@ def watch(ref: str) -> None:
     """A retraining: progress, controls, curves against the baseline, reconstructions as they improve, log."""
     job = manager.job(ref)
     job_bar(manager, job, key="retrain")
-    if job.state == "running" and st.button("Checkpoint now", icon=":material/save:"):
-        manager.control(ref, "checkpoint")
+    steering(manager, job)
     if job.error and job.state == "failed":
         show_error(job.error)
     loss, quality = st.columns(2)
@@ -46,6 +48,11 @@ def watch(ref: str) -> None:
         for place, (original, made, _) in zip(st.columns(8), shown[:8], strict=False):
             place.image(original, width="stretch")
             place.image(made, width="stretch")
+    show_hints(manager, job)
+    with st.expander("Checkpoints"):
+        checkpoint_list(manager, job)
+    with st.expander("Layers"):
+        layer_table(manager, job)
     with st.expander("Log"):
         show_log(manager, ref)
     if job.state == "done" and job.model_id:
@@ -55,6 +62,7 @@ def watch(ref: str) -> None:
             label="Compare with its parent",
             query_params={"models": f"{job.parent_model_id},{job.model_id}"},
         )
+        st.page_link("pages/3_Retrain.py", label="Train it further", query_params={"model": job.model_id})
 
 
 st.title("Retrain")
@@ -70,18 +78,41 @@ if followed or active:
 row = chosen_model(manager)
 headline(manager, row, keys=("parameters", "sparsity", "decode_ms", "psnr_db", "foreground_psnr_db"))
 validate_and_save(manager, row, key="retrain")
+onward = st.query_params.get("onward")
 preset = st.segmented_control(
     "Preset",
-    ["form defaults", *PRESETS],
-    default="medium",
-    format_func=lambda n: PRESETS[n].title if n in PRESETS else "Defaults",
+    ["defaults", *RETRAIN_PRESETS],
+    default="quick",
+    format_func=lambda n: RETRAIN_PRESETS[n].title if n in RETRAIN_PRESETS else "Defaults",
 )
+if preset in RETRAIN_PRESETS:
+    st.caption(RETRAIN_PRESETS[preset].help)
 last = manager.evaluation_for(row.id)
 start = {
-    **(manager.retrain_defaults(row.id, preset).model_dump() if preset in PRESETS else {}),
+    **(RETRAIN_PRESETS[preset].values if preset in RETRAIN_PRESETS else {}),
+    "frozen_part": manager.held_part(row.id),
     **{key: last[key] for key in ("data", "image_size") if key in last},
 }
-values = spec_form(RetrainSpec, key=f"retrain-{preset}", values=start)
+if onward:
+    with guarded():
+        start = manager.remaining(onward).model_dump()
+        st.info(
+            f"These are the settings of **{manager.job(onward).name}** for the steps that it has left. *Train on* makes a new child "
+            "from its last checkpoint with what you change here; the old training stays as it is. The optimizer begins anew.",
+            icon=":material/tune:",
+        )
+        if st.button("Never mind", icon=":material/close:"):
+            st.query_params.pop("onward")
+            st.rerun()
+values = spec_form(
+    RetrainSpec, key=f"retrain-{onward or preset}", values=start, choices={"frozen_stages": part_names(manager.shape(row.id)[0])}
+)
+image_preview(manager, values)
+reset_form(manager, row)
+image_list(manager, row, values["data"], values["image_size"])
+if left_out():
+    with guarded():
+        values["data"] = manager.without(values["data"], left_out())
 with guarded():
     steps_per_epoch, total = values["steps_per_epoch"], values["n_epochs"] * values["steps_per_epoch"]
     warmup = values["warmup_epochs"] * steps_per_epoch
@@ -111,8 +142,20 @@ with guarded():
     free = (device.total_bytes - device.used_bytes) / 2**30
     fits = "fits" if memory < free else "**may not fit**"
     st.caption(f"Estimated training memory {memory:.2f} GiB: {fits} in the {free:.1f} GiB free on {device.title}.")
-    if st.button("Retrain", type="primary", icon=":material/model_training:"):
-        job = manager.retrain_model(row.id, values)
+    in_phases = not onward and st.toggle(
+        "In the paper's three phases",
+        help="All parts; then, at twice the image size, only what touches the latents; then only the end of the decoder. The steps are "
+        "shared, and each phase is a model. (The paper's GAN loss of the last phase is not part of it.)",
+    )
+    label, icon = ("Train on", ":material/tune:") if onward else ("Retrain", ":material/model_training:")
+    if st.button(label, type="primary", icon=icon):
+        if onward:
+            job = manager.train_on(onward, values)[-1]
+        elif in_phases:
+            job = manager.retrain_in_phases(row.id, values)[0]
+        else:
+            job = manager.retrain_model(row.id, values)
         st.query_params["job"] = job.id
+        st.query_params.pop("onward", None)
         st.toast("The training is queued: follow it at the top of this page.")
         st.rerun()

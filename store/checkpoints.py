@@ -13,6 +13,9 @@ from store.errors import StoreError
 from store.identity import now
 from store.job_rows import JobRow, job_id_of
 
+KEPT = ("asked", "every", "branch")
+"""Reasons that keep a checkpoint from being cleaned away, and that a later one at the same step does not take away."""
+
 
 @dataclass(frozen=True)
 class CheckpointRow:
@@ -41,7 +44,8 @@ def record(
             session,
             "INSERT INTO checkpoint (job, step, attempt, folder, why, figures, created)"
             " SELECT id, ?, attempt, ?, ?, ?, ? FROM job WHERE id=?"
-            " ON CONFLICT (folder) DO UPDATE SET step=excluded.step, attempt=excluded.attempt, why=excluded.why,"
+            " ON CONFLICT (folder) DO UPDATE SET step=excluded.step, attempt=excluded.attempt,"
+            f" why=CASE WHEN checkpoint.why IN {KEPT} THEN checkpoint.why ELSE excluded.why END,"
             " figures=excluded.figures, created=excluded.created",
             (
                 int(step),
@@ -73,6 +77,13 @@ def list_checkpoints(store: Store, job: str | JobRow) -> tuple[CheckpointRow, ..
 def latest(store: Store, job: str | JobRow) -> CheckpointRow | None:
     """The checkpoint to resume from: the newest whose folder is still there."""
     return next((row for row in list_checkpoints(store, job) if row.folder.is_dir()), None)
+
+
+def keep(store: Store, checkpoint_id: int, why: str = "branch") -> None:
+    """Keep a checkpoint for one of the reasons of `KEPT`."""
+    assert why in KEPT
+    with store.write() as session:
+        execute(session, "UPDATE checkpoint SET why=? WHERE id=?", (why, checkpoint_id))
 
 
 def forget(store: Store, checkpoint_id: int) -> None:

@@ -14,7 +14,7 @@ from sqlmodel import Session
 from store.db import Store, execute
 from store.errors import StoreError
 from store.identity import now
-from store.job_rows import ON_DEVICE, JobRow, job_id_of, list_jobs, locked_job, resolve_job
+from store.job_rows import ON_DEVICE, STANDING_UNTIL, JobRow, job_id_of, list_jobs, locked_job, resolve_job
 
 CONTROLS = ("pause", "resume", "cancel", "checkpoint")
 MAX_REQUEUES = 3
@@ -60,9 +60,10 @@ def request(store: Store, job: str | JobRow, control: str) -> JobRow:
                 next="Look at the job's state; it may have just changed.",
             )
         if control == "resume":
-            _resume(session, row)
+            resume_in(session, row)
         elif control == "checkpoint":
-            _move(session, row, row.state, "checkpoint")
+            until = "" if row.pause_step is None else f" until {row.pause_step}"
+            _move(session, row, row.state, f"checkpoint{until}")
         elif row.state in ON_DEVICE or row.pid is not None:
             _move(session, row, "pausing" if control == "pause" else "cancelling", control)
         else:
@@ -82,7 +83,8 @@ def _move(session: Session, row: JobRow, state: str, control: str, *, ended: str
     execute(session, "UPDATE job SET state=?, control=?, ended=? WHERE id=?", (state, control, ended, row.id))
 
 
-def _resume(session: Session, row: JobRow) -> None:
+def resume_in(session: Session, row: JobRow) -> None:
+    """`resume` inside a transaction."""
     if row.pid is not None or row.state == "pausing":
         # The child is there (or about to be) and reads `control`: it goes on by itself.
         _move(session, row, "running" if row.pid is not None else "starting", "run")
@@ -94,7 +96,7 @@ def _queue(session: Session, row: JobRow, *, requeues: int) -> None:
     waiting = waits_for(session, row.id)
     execute(
         session,
-        "UPDATE job SET state=?, control='run', message=?, attempt=attempt+?, requeues=?, error=NULL,"
+        f"UPDATE job SET state=?, control={STANDING_UNTIL}, message=?, attempt=attempt+?, requeues=?, error=NULL,"
         " eta_s=NULL, pid=NULL,"
         " pid_started=NULL, ended=NULL WHERE id=?",
         (
@@ -150,7 +152,11 @@ def say_blocked(session: Session, job_id: str) -> None:
 def acknowledge(store: Store, job: str | JobRow, control: str) -> None:
     """The child has done what was asked (a checkpoint): back to `run`, unless something else was asked meanwhile."""
     with store.write() as session:
-        execute(session, "UPDATE job SET control='run' WHERE id=? AND control=?", (job_id_of(job), control))
+        execute(
+            session,
+            f"UPDATE job SET control={STANDING_UNTIL} WHERE id=? AND (control=? OR control LIKE ? || ' until %')",
+            (job_id_of(job), control, control),
+        )
 
 
 def paused(store: Store, job: str | JobRow) -> JobRow:

@@ -79,6 +79,11 @@ class JobRow:
     def ended_well(self) -> bool:
         return self.state == "done"
 
+    @property
+    def pause_step(self) -> int | None:
+        """The step that it will pause at by itself; None where it runs to its end."""
+        return _request(self.control)[1]
+
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON-able values."""
         return {**asdict(self), "depends_on": list(self.depends_on)}
@@ -176,10 +181,24 @@ def _check_states(states: Sequence[str]) -> None:
 
 def read_control(store: Store, job: str | JobRow) -> str:
     """run, pause, cancel or checkpoint: what the job's child is asked to do now. Cheap enough for each step (25 us)."""
+    return read_request(store, job)[0]
+
+
+def read_request(store: Store, job: str | JobRow) -> tuple[str, int | None]:
+    """`read_control`, and the step to pause at where one was asked for (`store.run_until`)."""
     found = store.rows("SELECT control FROM job WHERE id=?", (job_id_of(job),))
     if not found:
         raise StoreError(f"There is no job {job_id_of(job)}.", code="unknown_job", given=job_id_of(job), legal="a job's id")
-    return str(found[0][0])
+    return _request(found[0][0])
+
+
+STANDING_UNTIL = "CASE WHEN control LIKE '% until %' THEN 'run' || substr(control, instr(control, ' until ')) ELSE 'run' END"
+"""SQL: back to `run`, with the step to pause at where one was asked for."""
+
+
+def _request(control: str) -> tuple[str, int | None]:
+    verb, _, step = control.partition(" until ")
+    return verb, int(step) if step else None
 
 
 def locked_job(session: Session, job_id: str) -> JobRow:

@@ -36,6 +36,7 @@ from store.job_control import (
 from store.job_rows import (
     ENDED,
     ON_DEVICE,
+    STANDING_UNTIL,
     STATES,
     WAITING,
     JobRow,
@@ -44,11 +45,13 @@ from store.job_rows import (
     list_jobs,
     locked_job,
     read_control,
+    read_request,
     resolve_job,
 )
 from store.model_rows import resolve_model
 from store.models import Job, JobDependency
 from store.references import need_blob
+from store.run_until import reached, run_until
 from store.scores import NewScores, put_measurement_in, put_new_scores, stored_images
 from store.workers import WorkerLock, WorkerRow, get_worker, lock_worker, register_worker, worker_alive
 
@@ -72,12 +75,15 @@ __all__ = [
     "lock_worker",
     "orphans",
     "paused",
+    "reached",
     "read_control",
+    "read_request",
     "register_worker",
     "release",
     "request",
     "requeue_orphans",
     "resume",
+    "run_until",
     "set_progress",
     "set_running",
     "submit",
@@ -145,7 +151,7 @@ def claim(store: Store, device: str, worker: str = "") -> JobRow | None:
     with store.write() as session:
         claimed = execute(
             session,
-            "UPDATE job SET state='starting', control='run', started=coalesce(started, ?), heartbeat=?, pid=NULL,"
+            f"UPDATE job SET state='starting', control={STANDING_UNTIL}, started=coalesce(started, ?), heartbeat=?, pid=NULL,"
             " pid_started=NULL, ended=NULL, message=?, parent_model_id=coalesce(parent_model_id,"
             " (SELECT coalesce(p.model_id, p.parent_model_id) FROM job p WHERE p.id=job.parent_job_id))"
             f" WHERE id=({queued}) RETURNING id",

@@ -155,6 +155,8 @@ def _put_back(store: Store, job: JobRow) -> None:
         jobs.request(store, row, "pause")
         jobs.requeue_orphans(store, job.device)
         jobs.resume(store, row)
+        if row.pause_step is not None:
+            jobs.run_until(store, row, row.pause_step)
     else:
         jobs.requeue_orphans(store, job.device)
 

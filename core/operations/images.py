@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from core.augmentations import source_of
 from core.operations.context import Context
 from core.specs import DataSpec
-from dcaecore import DataSource, Frames, ImageCache, open_frames, split_rows
+from dcaecore import Frames, ImageCache, open_frames, split_rows
 
 
 @dataclass
@@ -23,16 +24,11 @@ class Part:
         return self.cache.frames
 
 
-def source_of(data: DataSpec, location: str | None = None) -> DataSource:
-    """The data spec as dcaecore's source."""
-    return DataSource(data.kind, location or data.location, data.column, "train", data.revision, data.max_rows)
-
-
-def open_parts(data: DataSpec, image_size: int, context: Context, *names: str) -> list[Part]:
+def open_parts(data: DataSpec, image_size: int, context: Context, *names: str, resize_method: str = "bicubic") -> list[Part]:
     """The named parts (`train`, `validation`, `test`) at a size. A second location serves validation and test where it is given."""
     folder = context.settings.data_folder
     context.progress(0.0, "opening images", force=True)
-    main = ImageCache(open_frames(source_of(data), cache_folder=folder), image_size)
+    main = ImageCache(open_frames(source_of(data), cache_folder=folder), image_size, resize_method=resize_method)
     splits = split_rows(main.frames, seed=data.split_seed, deny=data.deny_rows)
     parts = []
     other = None
@@ -44,7 +40,11 @@ def open_parts(data: DataSpec, image_size: int, context: Context, *names: str) -
             parts.append(Part(main, rows))
             continue
         if other is None:
-            other = ImageCache(open_frames(source_of(data, data.validation_location), cache_folder=folder), image_size)
+            other = ImageCache(
+                open_frames(source_of(data, data.validation_location), cache_folder=folder),
+                image_size,
+                resize_method=resize_method,
+            )
         halves = split_rows(other.frames, seed=data.split_seed)
         rows = halves.test if name == "test" else np.sort(np.concatenate([halves.train, halves.validation]))
         parts.append(Part(other, rows))

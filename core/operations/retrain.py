@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
 import store.jobs as jobs
+from core.augmentations import augment_of
 from core.errors import CoreError
 from core.names import model_name
 from core.operations.context import Cancelled, Context, Outcome, Paused
+from core.operations.goal import goal_value
 from core.operations.images import open_parts
+from core.operations.memory import memory_told
 from core.operations.models import Loaded, load, new_model
 from core.specs import RetrainSpec
 from dcaecore import (
@@ -29,8 +33,9 @@ from dcaecore import (
     schedule_warning,
     train,
 )
-from store import baseline_of, checkpoints, get_model
+from store import ModelRow, Store, baseline_of, checkpoints, get_model
 
+DATASET_NAME = "dataset.json"
 SETTINGS = {field.name for field in dataclasses.fields(TrainSettings)}
 
 
@@ -46,10 +51,18 @@ class JobCallbacks:
     def __init__(self, context: Context, settings: TrainSettings, pinned: PinnedImages, num_images: int) -> None:
         self.context, self.settings, self.pinned, self.num_images = context, settings, pinned, num_images
         self.started, self.first_step = time.monotonic(), 0
+        self.polls = 0
+        """One before each step of this attempt, so they count the steps begun: reports may come a step late."""
         self.figures: dict[str, float] = {}
 
     def poll(self) -> Literal["run", "pause", "cancel", "checkpoint"]:
-        return self.context.poll()
+        steps_done = self.first_step + self.polls
+        self.polls += 1
+        verb, pause_step = jobs.read_request(self.context.store, self.context.job)
+        if pause_step is not None and steps_done >= pause_step and jobs.reached(self.context.store, self.context.job):
+            self.context.log("info", f"{pause_step} steps are done, as asked.")
+            return "pause"
+        return verb  # type: ignore[return-value]
 
     def wait_paused(self) -> Literal["run", "cancel", "release"]:
         since = time.monotonic()
@@ -79,11 +92,21 @@ class JobCallbacks:
                 original.write_bytes(png(self.pinned.images[index]))
             (folder / f"step_{step:08d}_{index:02d}.png").write_bytes(png(scores.reconstructions[index]))
 
+    def on_layers(self, step: int, figures: dict[str, float]) -> None:
+        self.context.metrics.log(step, figures)
+
     def on_checkpoint(self, path: Path, step: int, why: str) -> None:
         checkpoints.record(self.context.store, self.context.job.id, step, path, why, self.figures)
         if why == "asked":
             jobs.acknowledge(self.context.store, self.context.job, "checkpoint")
+        for row in checkpoints.list_checkpoints(self.context.store, self.context.job):
+            if not row.folder.is_dir():
+                checkpoints.forget(self.context.store, row.id)  # cleaned away
         self.context.log("info", f"Checkpoint at step {step} ({why}).")
+
+    def spared(self) -> set[str]:
+        rows = checkpoints.list_checkpoints(self.context.store, self.context.job)
+        return {row.folder.name for row in rows if row.why in checkpoints.KEPT}
 
     def log(self, level: str, message: str) -> None:
         self.context.log(level, message)
@@ -96,13 +119,37 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _teacher(spec: RetrainSpec, context: Context, parent: Loaded) -> Loaded | None:
-    """The model that distillation follows."""
+def teacher_row(spec: RetrainSpec, store: Store, parent_id: str) -> ModelRow | None:
+    """The model that distillation follows, or None."""
     if not spec.teacher:
         return None
-    row = baseline_of(context.store, parent.row.id) if spec.teacher == "baseline" else get_model(context.store, spec.teacher)
+    return baseline_of(store, parent_id) if spec.teacher == "baseline" else get_model(store, spec.teacher)
+
+
+def _teacher(spec: RetrainSpec, context: Context, parent: Loaded) -> Loaded | None:
+    row = teacher_row(spec, context.store, parent.row.id)
+    if row is None:
+        return None
     context.log("info", f"Learning from {row.name} ({row.id}).")
     return load(context.store, row.id)
+
+
+def _same_images(context: Context, dataset: dict[str, Any], resumed: bool) -> None:
+    """Writes down what the images are; raises CoreError where a resumed training finds others than it began with."""
+    path = context.folder / DATASET_NAME
+    if not resumed or not path.exists():
+        path.write_text(json.dumps(dataset, sort_keys=True))
+        return
+    began = json.loads(path.read_text())
+    changed = sorted(key for key in began.keys() | dataset.keys() if began.get(key) != dataset.get(key))
+    if changed:
+        raise CoreError(
+            f"The training images are not those that this training began with: {', '.join(changed)} changed.",
+            code="data_changed",
+            given={key: dataset.get(key) for key in changed},
+            legal={key: began.get(key) for key in changed},
+            next="Put the old images back, or make a model of the last checkpoint and train that on the new ones.",
+        )
 
 
 def run(spec: RetrainSpec, context: Context) -> Outcome:
@@ -121,11 +168,12 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
     if warning:
         context.log("warning", warning)
     teacher = _teacher(spec, context, parent)
-    trained, validation = open_parts(spec.data, spec.image_size, context, "train", "validation")
+    trained, validation = open_parts(spec.data, spec.image_size, context, "train", "validation", resize_method=spec.resize_method)
     pinned = pin(validation.cache, validation.rows, spec.val_steps, skip_broken=spec.data.skip_broken)
     context.log("info", f"Validating on {len(pinned)} images.")
     if pinned.foreground_reason:
         context.log("info", f"No foreground figures: {pinned.foreground_reason}.")
+    settings = dataclasses.replace(settings, stop_value=goal_value(spec, context, pinned))
     stream = BatchStream(
         trained.cache,
         trained.rows,
@@ -134,9 +182,13 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
         num_workers=spec.num_workers,
         skip_broken=spec.data.skip_broken,
         with_foreground=spec.foreground_weight != 1.0,
+        augment=augment_of(spec),
     )
     if stream.with_foreground and trained.frames.episodes is None:
         context.log("warning", "The images have no episodes, so nothing tells what moves: foreground_weight has no effect.")
+    dataset = {**trained.frames.identity(trained.rows), "image_size": spec.image_size, "seed": spec.seed}
+    if spec.resize_method != "bicubic":
+        dataset["resize_method"] = spec.resize_method
     callbacks = JobCallbacks(context, settings, pinned, spec.num_save_images)
     folder = context.folder / "checkpoints"
     resume = latest_checkpoint(folder)
@@ -144,20 +196,22 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
         callbacks.first_step = int(resume.name.removeprefix("step_"))
         context.resume_metrics(callbacks.first_step)
         context.log("info", f"Going on from step {callbacks.first_step}.")
+    _same_images(context, dataset, resumed=resume is not None)
     started = time.monotonic()
     context.progress(callbacks.first_step / spec.total_steps, "first validation", force=True)
-    result = train(
-        parent.model,
-        settings,
-        stream,
-        pinned,
-        masks=parent.masks,
-        callbacks=callbacks,
-        folder=folder,
-        resume_from=resume,
-        device=context.device,
-        teacher=None if teacher is None else teacher.model,
-    )
+    with memory_told(parent.model, spec, context.device):
+        result = train(
+            parent.model,
+            settings,
+            stream,
+            pinned,
+            masks=parent.masks,
+            callbacks=callbacks,
+            folder=folder,
+            resume_from=resume,
+            device=context.device,
+            teacher=None if teacher is None else teacher.model,
+        )
     if result.status == "released":
         raise Paused
     if result.status == "cancelled":
@@ -175,13 +229,16 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
         layout=parent.model.layout,
         masks=parent.masks,
         parents=[("parent", parent.row.id), *([] if teacher is None else [("teacher", teacher.row.id)])],
-        dataset={**trained.frames.identity(trained.rows), "image_size": spec.image_size, "seed": spec.seed},
+        dataset=dataset,
     )
     steps = result.steps - callbacks.first_step
+    if result.stopped:
+        context.log("info", f"Ended at step {result.steps} of {spec.total_steps}: {result.stopped}.")
     return Outcome(
         model=made,
         result={
             "steps": result.steps,
+            "stopped": result.stopped,
             "best_step": result.best_step,
             "best_value": result.best_value,
             "validation": callbacks.figures,

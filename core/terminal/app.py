@@ -13,11 +13,12 @@ import typer
 from core.errors import CoreError, as_error
 from core.jobs.worker import serve
 from core.model_manager import ModelManager
+from core.retrain_presets import preset_values
 from core.settings import Settings, read_settings
 from core.solver.search import COSTS
 from core.specs import SPECS, RetrainSpec, ScheduleSpec, Spec
 from core.terminal import demo as demo_job
-from core.terminal import output
+from core.terminal import inspection, output, training
 from core.terminal.options import spec_values, with_options
 from store import JobRow
 
@@ -61,7 +62,7 @@ def common(
     state.json, state.detach = json, detach
 
 
-def _finish(manager: ModelManager, job: JobRow) -> None:
+def finish(manager: ModelManager, job: JobRow) -> None:
     """Waits (unless detached) and tells what was made."""
     if state.detach:
         output.emit(job.to_json()) if state.json else output.console.print(f"{job.id} queued")
@@ -80,27 +81,33 @@ def import_model(source: str = "demo", name: str | None = None, spec: Path | Non
     manager = state.manager()
     values = spec_values(SPECS["import"], {"source": source, **options}, spec)
     job = manager.import_model(values.pop("source"), name=name, **values)
-    _finish(manager, job)
+    finish(manager, job)
 
 
 def prune(model: str = "current", name: str | None = None, spec: Path | None = None, **options: Any) -> None:
     """Make a smaller or sparser model."""
     manager = state.manager()
-    _finish(manager, manager.prune_model(manager.get_model(model).id, spec_values(SPECS["prune"], options, spec), name=name))
+    finish(manager, manager.prune_model(manager.get_model(model).id, spec_values(SPECS["prune"], options, spec), name=name))
 
 
-def retrain(model: str = "current", name: str | None = None, spec: Path | None = None, **options: Any) -> None:
+def retrain(
+    model: str = "current",
+    name: str | None = None,
+    spec: Path | None = None,
+    preset: Annotated[str | None, typer.Option(help="Start from smoke, quick or full; options and spec file win.")] = None,
+    **options: Any,
+) -> None:
     """Train a model further."""
     manager = state.manager()
-    values = spec_values(SPECS["retrain"], options, spec)
-    _finish(manager, manager.retrain_model(manager.get_model(model).id, values, name=name))
+    values = {**(preset_values(preset) if preset else {}), **spec_values(SPECS["retrain"], options, spec)}
+    finish(manager, manager.retrain_model(manager.get_model(model).id, values, name=name))
 
 
 def evaluate(model: str = "current", spec: Path | None = None, **options: Any) -> None:
     """Measure quality on pinned test images."""
     manager = state.manager()
     row = manager.get_model(model)
-    _finish(manager, manager.evaluate_model(row.id, spec_values(SPECS["evaluate"], options, spec)))
+    finish(manager, manager.evaluate_model(row.id, spec_values(SPECS["evaluate"], options, spec)))
     if not state.json and not state.detach:
         output.show_comparison(manager.compare([row.id]))
 
@@ -109,7 +116,7 @@ def benchmark(models: list[str], spec: Path | None = None, **options: Any) -> No
     """Measure cost; all models of one call run interleaved."""
     manager = state.manager()
     rows = [manager.get_model(ref).id for ref in models]
-    _finish(manager, manager.benchmark_models(rows, spec_values(SPECS["benchmark"], options, spec)))
+    finish(manager, manager.benchmark_models(rows, spec_values(SPECS["benchmark"], options, spec)))
     if not state.json and not state.detach:
         output.show_comparison(manager.compare(rows))
 
@@ -118,7 +125,7 @@ def sensitivity(model: str = "current", spec: Path | None = None, **options: Any
     """Measure what pruning each site alone costs in quality; what `solve` goes by."""
     manager = state.manager()
     row = manager.get_model(model)
-    _finish(manager, manager.measure_sensitivity(row.id, spec_values(SPECS["sensitivity"], options, spec)))
+    finish(manager, manager.measure_sensitivity(row.id, spec_values(SPECS["sensitivity"], options, spec)))
     table = None if state.json or state.detach else manager.sensitivity(row.id)
     if table is not None:
         output.show_sensitivity(table)
@@ -127,7 +134,7 @@ def sensitivity(model: str = "current", spec: Path | None = None, **options: Any
 def profile(model: str = "current", spec: Path | None = None, **options: Any) -> None:
     """Measure each block's latency over a grid of widths on this device; what `solve --cost decode_ms` goes by."""
     manager = state.manager()
-    _finish(manager, manager.profile_latency(manager.get_model(model).id, spec_values(SPECS["profile"], options, spec)))
+    finish(manager, manager.profile_latency(manager.get_model(model).id, spec_values(SPECS["profile"], options, spec)))
 
 
 def prune_in_rounds(
@@ -174,6 +181,10 @@ for _verb, _function, _skip, _also in _VERBS:
     app.command(_verb)(_made)
 
 
+training.register(app)
+inspection.register(app)
+
+
 @app.command()
 def solve(
     model: Annotated[str, typer.Argument(help="Id, name or alias.")] = "current",
@@ -194,7 +205,7 @@ def solve(
         return
     if not state.json:
         output.show_proposal(proposal)
-    _finish(manager, manager.prune_model(row.id, proposal.spec))
+    finish(manager, manager.prune_model(row.id, proposal.spec))
 
 
 @app.command("compare")
@@ -225,8 +236,9 @@ def jobs(
     resume: bool = False,
     cancel: bool = False,
     checkpoint: bool = False,
+    run_more: Annotated[int | None, typer.Option(help="Let a retraining run so many more steps, then pause.")] = None,
 ) -> None:
-    """List jobs; show one with its log; pause, resume, cancel it, or make it write a checkpoint."""
+    """List jobs; show one with its log; pause, resume, cancel it, make it write a checkpoint, or run some more steps."""
     manager = state.manager()
     if job is None:
         rows = manager.jobs()
@@ -235,11 +247,18 @@ def jobs(
     asked = {"pause": pause, "resume": resume, "cancel": cancel, "checkpoint": checkpoint}
     for verb in (verb for verb, wanted in asked.items() if wanted):
         manager.control(job, verb)
+    if run_more is not None:
+        manager.run_more(job, run_more)
     row = manager.job(job)
     if state.json:
-        output.emit({**row.to_json(), "log": manager.log(job)})
+        trained = row.operation == "retrain"
+        hints = [hint.__dict__ for hint in manager.hints(job)] if trained else []
+        layers = manager.layer_figures(job) if trained else []
+        output.emit({**row.to_json(), "hints": hints, "layers": layers, "log": manager.log(job)})
         return
     output.console.print(output.jobs_table([row]))
+    for hint in manager.hints(job) if row.operation == "retrain" else ():
+        output.console.print(f"{hint.flag}: {hint.text}", style="yellow", markup=False, highlight=False)
     for line in manager.log(job):
         output.console.print(f"{line['time']} {line['level']}: {line['message']}", markup=False, highlight=False)
 

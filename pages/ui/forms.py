@@ -11,8 +11,18 @@ from core.specs import DataSpec, Spec
 from dcaecore.sample_data import SAMPLE_SETS
 
 
-def spec_form(spec: type[Spec], *, key: str, values: dict[str, Any] | None = None, per_row: int = 3) -> dict[str, Any]:
-    """Draws the fields of a spec and returns what they say (not yet checked). `values` are the start values."""
+def spec_form(
+    spec: type[Spec],
+    *,
+    key: str,
+    values: dict[str, Any] | None = None,
+    per_row: int = 3,
+    choices: dict[str, tuple[str, ...]] | None = None,
+) -> dict[str, Any]:
+    """Draws the fields of a spec and returns what they say (not yet checked).
+
+    `values` are the start values, `choices` what may be picked for fields that hold several names.
+    """
     start = {**spec().model_dump(), **(values or {})}
     advanced = any(_is_advanced(spec, name) for name in spec.model_fields) and st.toggle(
         "Advanced settings", key=f"{key}-advanced", help="Shows every field; all are used, shown or not."
@@ -42,7 +52,14 @@ def spec_form(spec: type[Spec], *, key: str, values: dict[str, Any] | None = Non
                     continue
                 columns = columns or st.columns(per_row)
             with columns[place % per_row]:
-                found[name] = _widget(spec, name, start[name], f"{key}-{name}")
+                if choices and name in choices:
+                    picked = [choice for choice in start[name] if choice in choices[name]]
+                    text = spec.model_fields[name].description
+                    found[name] = st.multiselect(
+                        name.replace("_", " "), choices[name], default=picked, help=text, key=f"{key}-{name}"
+                    )
+                else:
+                    found[name] = _widget(spec, name, start[name], f"{key}-{name}")
             place += 1
     return found
 
@@ -112,7 +129,9 @@ def data_form(value: dict[str, Any], key: str, *, per_row: int = 3) -> dict[str,
         sets = list(SAMPLE_SETS)
         index = sets.index(value["location"]) if value["location"] in sets else 0
         location = columns[1].selectbox("sample set", sets, index=index, key=f"{key}-sample")
-        return {**DataSpec().model_dump(), "kind": kind, "location": location}
+        same = value["kind"] == kind and value["location"] == location
+        kept = {"deny_rows": value["deny_rows"], "split_seed": value["split_seed"]} if same else {}
+        return {**DataSpec().model_dump(), **kept, "kind": kind, "location": location}
     suggested = {"hub": "Tahahah/PacmanDataset_3", "parquet": "", "folder": ""}[kind]
     start = value["location"] if value["kind"] == kind else suggested
     other = value["validation_location"] if value["kind"] == kind else "Tahahah/PacmanDataset_2" if kind == "hub" else None

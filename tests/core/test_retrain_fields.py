@@ -38,7 +38,9 @@ WEIGHTS: dict[str, Any] = {
     "image_size": 64, "batch_size": 3, "n_epochs": 3, "steps_per_epoch": 3, "seed": 1, "dtype": "bfloat16", "optimizer_name": "sgd",
     "betas": [0.5, 0.6], "eps": 0.1, "weight_decay": 0.5, "grad_clip": 1e-4, "ema_decay": 0.5, "init_lr": 2e-2,
     "lr_schedule_name": "constant", "warmup_epochs": 1, "min_lr": 5e-3, "reconstruction_loss": "mse", "foreground_weight": 21.0,
-    "frozen_part": "encoder",
+    "frozen_part": "encoder", "frozen_stages": ["decoder.conv_out"], "resize_method": "nearest", "augment_flip": 1.0,
+    "augment_crop": 0.5, "augment_scale": 0.5, "augment_rotate": 20.0, "augment_shift": 0.3, "augment_jitter": 0.5,
+    "augment_blur": 4.0, "max_seconds": 1e-6, "good_as": "other", "accumulation_steps": 2,
 }  # fmt: skip
 """Fields whose change must change the trained weights (the value to set)."""
 
@@ -51,6 +53,9 @@ TOGETHER: dict[str, tuple[dict[str, Any], Any]] = {
     "distill_output_weight": ({"teacher": "baseline", "distill_latent_weight": 0.1}, 10.0),
     "distill_latent_weight": ({"teacher": "baseline", "distill_output_weight": 0.1}, 10.0),
     "distill_features_weight": ({"teacher": "baseline", "distill_output_weight": 0.1}, 10.0),
+    "patience": ({"lr_schedule_name": "plateau", "lr_patience": 50, "n_epochs": 4, "min_gain": 100.0}, 1),
+    "lr_patience": ({"lr_schedule_name": "plateau", "n_epochs": 5, "min_gain": 100.0}, 0),
+    "min_gain": ({"lr_schedule_name": "plateau", "n_epochs": 5}, 100.0),
     "lr_step_epochs": ({"lr_schedule_name": "step", "n_epochs": 3}, 2),
 }
 """Fields that apply only beside others: (the others, the value)."""
@@ -120,13 +125,15 @@ SEEN: dict[str, tuple[Any, Callable[[Bench, Any], Any]]] = {
     "best_metric": ("loss", lambda bench, run: run[1].result["best_value"]),
     "num_save_images": (3, lambda bench, run: len(list((run[0].folder / "images").glob("original_*")))),
     "save_interval": (1, lambda bench, run: bench.lines(run, "Checkpoint")),
+    "keep_every": (1, lambda bench, run: bench.lines(run, "Checkpoint")),
     "log_interval": (3, lambda bench, run: bench.lines(run, "step")),
     "num_workers": (2, lambda bench, run: run[0].loaders),
 }
 """Fields that are seen in the job's record: (the value to set, what is looked at)."""
 
-ELSEWHERE = {"keep", "batchnorm", "perceptual_weight"}
-"""Fields with a test of their own below; what perceptual_weight adds to the loss: tests/dcaecore/test_trainer.py."""
+ELSEWHERE = {"keep", "batchnorm", "perceptual_weight", "recompute", "compile_model", "layer_stats"}
+"""Fields with a test of their own below; what perceptual_weight adds to the loss: tests/dcaecore/test_trainer.py;
+recompute and compile_model: tests/dcaecore/test_step_settings.py; layer_stats: tests/core/test_layers.py."""
 
 DEFAULTS: dict[str, Any] = {
     "n_epochs": 1, "steps_per_epoch": 100, "init_lr": 1e-4, "warmup_epochs": 5, "warmup_lr": 1e-6, "lr_schedule_name": "cosine",

@@ -29,6 +29,13 @@ VERBS = [
     "sensitivity",
     "profile",
     "solve",
+    "checkpoints",
+    "branch",
+    "train-on",
+    "retrain-in-phases",
+    "inspect",
+    "rewrite",
+    "reset",
 ]
 
 

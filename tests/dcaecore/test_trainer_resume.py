@@ -250,3 +250,28 @@ def test_another_thread_count_is_said(saved, data_dir):
     finally:
         torch.set_num_threads(threads)
     assert any(level == "warning" and "thread count" in line for level, line in lines)
+
+
+def test_a_checkpoint_from_before_early_stopping_goes_on(saved, data_dir):
+    """What an earlier version wrote of the same format: no word of stopping, schedules that follow validation, or why it ended."""
+    from dcaecore.checkpoints import _digest
+
+    newest = latest_checkpoint(saved)
+    facts = json.loads((newest / "state.json").read_text())
+    old = {name: value for name, value in facts.items() if name not in ("stop_rule", "stopped", "plateau")}
+    assert len(old) == len(facts) - 3
+    (newest / "state.json").write_text(json.dumps(old))
+    (newest / "digest").write_text(_digest(newest))
+    model, stream, pinned = setting_up(data_dir)
+    resumed = train(model, SETTINGS, stream, pinned, folder=saved, resume_from=newest)
+    other, stream, pinned = setting_up(data_dir)
+    assert same(resumed.state, train(other, SETTINGS, stream, pinned).state) and resumed.stopped == ""
+
+
+def test_what_a_killed_writer_left_is_cleaned_away(saved, data_dir):
+    half = saved / ".partial-1-3"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    model, stream, pinned = setting_up(data_dir)
+    train(model, replace(SETTINGS, save_interval=1), stream, pinned, folder=saved, resume_from=latest_checkpoint(saved))
+    assert not half.exists() and latest_checkpoint(saved).name == "step_00000012"

@@ -350,3 +350,34 @@ def test_one_worker_a_device(store: Store) -> None:
     assert not jobs.worker_alive(store, "cuda:0")
     with jobs.lock_worker(store, "cuda:0"):
         pass
+
+
+def test_a_step_to_pause_at_stands_until_it_is_reached_or_something_else_is_asked(store: Store) -> None:
+    job = jobs.submit(store, "retrain", {}, device="cpu")
+    assert jobs.run_until(store, job, 120).pause_step == 120
+    claimed = jobs.claim(store, "cpu", "w")
+    assert claimed is not None and claimed.pause_step == 120
+    jobs.set_running(store, claimed, 4242, 1000.0)
+    assert jobs.read_request(store, job) == ("run", 120)
+    jobs.request(store, job, "checkpoint")
+    assert jobs.read_request(store, job) == ("checkpoint", 120)
+    jobs.acknowledge(store, job, "checkpoint")
+    assert jobs.read_request(store, job) == ("run", 120)
+    # The worker dies: the job is queued again, and still pauses there.
+    assert jobs.requeue_orphans(store, "cpu")[0].pause_step == 120
+    claimed = jobs.claim(store, "cpu", "w")
+    assert claimed is not None
+    jobs.set_running(store, claimed, 4242, 1000.0)
+    assert jobs.reached(store, claimed) and jobs.read_request(store, job) == ("pause", None)
+    assert not jobs.reached(store, claimed) and jobs.paused(store, claimed).state == "paused"
+    assert jobs.release(store, claimed)
+    assert jobs.run_until(store, job, 130).state == "queued"
+    assert jobs.request(store, job, "pause").pause_step is None
+    assert jobs.resume(store, job).pause_step is None
+
+
+def test_a_done_job_cannot_run_on(store: Store) -> None:
+    job = running_job(store)
+    jobs.complete(store, job)
+    with pytest.raises(StoreError, match="done"):
+        jobs.run_until(store, job, 5)

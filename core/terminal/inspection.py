@@ -1,0 +1,51 @@
+"""`python -m core inspect`: single images on a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from core.inspection import ORDERS
+from core.specs import InspectSpec
+from core.terminal import output
+from core.terminal.options import spec_values, with_options
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb of this module."""
+    app.command("inspect")(with_options(inspect, InspectSpec))
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="Id, name or alias.")] = "current",
+    order: Annotated[str, typer.Option(help=f"How images are listed: {', '.join(ORDERS)}.")] = "worst",
+    duplicates: Annotated[bool, typer.Option("--duplicates", help="List only images that nearly equal an earlier one.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Images listed.")] = 20,
+    spec: Path | None = None,
+    **options: Any,
+) -> None:
+    """Look at every image of a data set: the worst, those that got worse than the parent's, near-duplicates."""
+    from core.terminal.app import finish, state  # which registers this module's verb
+
+    manager = state.manager()
+    row = manager.get_model(model)
+    job = manager.inspect_images(row.id, spec_values(InspectSpec, options, spec))
+    if state.detach:
+        finish(manager, job)
+        return
+    output.follow(manager, job, quiet=state.json)
+    table = manager.image_table(row.id)
+    assert table is not None
+    rows = table.rows(order, duplicates=duplicates, limit=limit)  # type: ignore[arg-type]
+    if state.json:
+        output.emit({"num_images": len(table.row_ids), "broken": list(table.broken), "images": rows})
+        return
+    shown = Table("row", "PSNR (dB)", "against the parent", "nearly equals", header_style="bold")
+    for image in rows:
+        change = f"{image['change_db']:+.2f}" if "change_db" in image else ""
+        shown.add_row(image["row"], f"{image['psnr_db']:.2f}", change, image["nearly_equals"])
+    output.console.print(shown)
+    output.console.print(f"{len(table.row_ids)} images; {len(table.broken)} broken.", highlight=False)
