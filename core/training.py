@@ -145,7 +145,10 @@ class Training:
 
     def reset_layers(self, parent: str, spec: SpecLike = None, *, name: str | None = None) -> JobRow:
         """Submits the making of a model of which some parts or layers have new weights."""
-        return self._submit(checked(ResetSpec, spec), get_model(self.store, parent).id, name=name or "reset")
+        given = checked(ResetSpec, spec)
+        if not given.layers:
+            raise CoreError("Name at least one layer to reset.", code="layer", given=[], legal="such as decoder.conv_out")
+        return self._submit(given, get_model(self.store, parent).id, name=name or "reset")
 
     def _config(self, model_id: str) -> DCAEConfig:
         return DCAEConfig.from_json(get_model(self.store, model_id, deleted=True).config)
@@ -153,7 +156,7 @@ class Training:
     def hints(self, ref: str) -> list[Hint]:
         """What a retraining's curves say, with what to try."""
         job, _ = self._retraining(ref)
-        losses = metrics.series(self.store, job.id, "loss")[1]
+        losses = metrics.series(self.store, job.id, "loss", max_points=4000)[1]  # a page asks each second
         steps, quality = metrics.series(self.store, job.id, "val_psnr_db")
         return curve_hints(list(losses), [value for step, value in zip(steps, quality, strict=True) if step > 0])
 

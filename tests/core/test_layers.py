@@ -98,7 +98,7 @@ def test_a_reset_that_cannot_be_is_told(bench, service, parent):
     service.reset_layers(narrow, {"layers": ["decoder.stages.1"], "to": "baseline"})
     with pytest.raises(CoreError, match="narrower"):
         bench.perform(bench.claim())
-    with pytest.raises(CoreError, match="name at least one layer"):
+    with pytest.raises(CoreError, match="Name at least one layer"):
         service.reset_layers(parent, {})
     with pytest.raises(ValueError, match="seed would have no effect"):
         ResetSpec(layers=("encoder.conv_in",), to="parent", seed=3)
