@@ -102,7 +102,7 @@ def test_parts_by_name_are_held_to_the_bit(stream, pinned):  # noqa: F811
 
 
 def test_every_parameter_lies_in_a_part_and_each_phase_trains_what_the_paper_says():
-    for config in (VARIANTS["tiny"], VARIANTS["dc-ae-f64c128-in-1.0"]):
+    for config in (VARIANTS["tiny"], VARIANTS["dc-ae-f64c128-in"]):
         names = part_names(config)
         last = config.encoder.num_stages - 1
         trained = [set(names) - set(phase_parts(config, phase)) for phase in (1, 2, 3)]
