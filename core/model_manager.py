@@ -224,10 +224,9 @@ class ModelManager(Views, Planning, Training, Augmentations, Inspection):
         Returns the jobs in order.
         """
         chosen = preset_on(preset, data, image_size)
-        once = Round(
-            checked(PruneSpec, chosen.prune if prune is None else prune),
-            checked(RetrainSpec, chosen.retrain if retrain is None else retrain),
-        )
+        pruned = checked(PruneSpec, chosen.prune if prune is None else prune)
+        trained = self.retrain_defaults(parent, chosen.retrain, pruned.part) if retrain is None else checked(RetrainSpec, retrain)
+        once = Round(pruned, trained)
         scored = checked(EvaluateSpec, chosen.evaluate if evaluate is None else evaluate)
         timed = checked(BenchmarkSpec, chosen.benchmark if benchmark is None else benchmark)
         return self._chain(parent, [once], scored, timed, device)
@@ -301,11 +300,12 @@ class ModelManager(Views, Planning, Training, Augmentations, Inspection):
         chosen = on.retrain
         dense = self.cost(parent, image_size=chosen.image_size)
         cost = self.predict_pruning(parent, on.prune, image_size=chosen.image_size)
-        macs = (cost or dense).macs
+        macs = _trained_macs(cost or dense, chosen)
         for job in jobs.list_jobs(self.store, ("done",), 50, operations=("retrain",)):
             if job.model_id and "step_s" in job.result:
                 made = self.cost(job.model_id, image_size=int(job.spec["image_size"]))
-                pace = job.result["step_s"] / (made.macs * int(job.spec["batch_size"]))
+                spec = RetrainSpec.model_validate(job.spec)
+                pace = job.result["step_s"] / (_trained_macs(made, spec) * spec.batch_size)
                 return float(pace * macs * chosen.batch_size * chosen.total_steps)
         return 3 * macs * chosen.batch_size * chosen.total_steps / (BACKGROUND_STEP_GMACS_PER_S * 1e9)
 
@@ -416,3 +416,8 @@ class ModelManager(Views, Planning, Training, Augmentations, Inspection):
 
     def _ensure_worker(self, device: str) -> None:
         ensure_worker(self.store, self.settings, device)
+
+
+def _trained_macs(cost: Cost, spec: RetrainSpec) -> int:
+    """Of an image that a step runs through again and again: a frozen encoder's latents are made once."""
+    return cost.decode_macs if spec.frozen_part == "encoder" else cost.macs

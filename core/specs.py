@@ -241,8 +241,9 @@ class PruneSpec(Spec):
     )
     site_rates: dict[str, float] = _field(
         {},
-        "Rates that override `rate` for a kind of site, a stage or one site, the most particular first, such as "
-        "{'decoder.stream': 0.25, 'decoder.stages.2': 0.3}; stage -1 is the deepest; 0 leaves it whole.",
+        "Rates that override `rate` for a kind of site, in a coder or in its finer or deeper half, for a stage or one site, the most "
+        "particular first, such as {'hidden': 0.7, 'decoder.fine.stream': 0.5, 'decoder.stages.2': 0.3}; stage -1 is the deepest; "
+        "0 leaves it whole.",
         group="Where",
         advanced=True,
         when={"method": list(STRUCTURED_METHODS)},

@@ -93,6 +93,7 @@ class Training:
     _ensure_worker: Callable[[str], None]
     _check_retraining: Callable[[str, RetrainSpec], None]
     retrain_model: Callable[..., JobRow]
+    retrain_defaults: Callable[[str, RetrainSpec], RetrainSpec]
 
     def _retraining(self, ref: str) -> tuple[JobRow, RetrainSpec]:
         job = jobs.get_job(self.store, ref)
@@ -160,10 +161,15 @@ class Training:
         steps, quality = metrics.series(self.store, job.id, "val_psnr_db")
         return curve_hints(list(losses), [value for step, value in zip(steps, quality, strict=True) if step > 0])
 
+    def preset_start(self, ref: str, preset: str) -> dict[str, Any]:
+        """What a preset sets for a model: its encoder is held only where nothing of it was pruned."""
+        spec = checked(RetrainSpec, preset_values(preset))
+        return {**preset_values(preset), "frozen_part": self.retrain_defaults(ref, spec).frozen_part}
+
     def retrain_in_phases(
         self,
         parent: str,
-        spec: SpecLike = None,
+        spec: Mapping[str, Any] | None = None,
         *,
         high_size: int | None = None,
         preset: str | None = None,
@@ -174,7 +180,8 @@ class Training:
         Everything is checked before the first is submitted.
         """
         row = get_model(self.store, parent)
-        values = checked(RetrainSpec, spec if preset is None else {**preset_values(preset), **dict(spec or {})})
+        start = {} if preset is None else {**preset_values(preset), "frozen_part": "none"}
+        values = checked(RetrainSpec, {**start, **dict(spec or {})})
         parts = phases(DCAEConfig.from_json(row.config), values, high_size)
         for part in parts:
             self._check_retraining(row.id, part)

@@ -17,7 +17,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "data": ("DataSource", "Frames", "Splits", "open_frames", "split_rows"),
     "distillation": ("Distillation", "DistillWeights"),
     "errors": ("CheckpointError", "ConfigError", "DataError", "DcaeError", "TrainingError"),
-    "layout": ("Layout", "Site", "sites"),
+    "layout": ("Layout", "Site", "in_flow", "sites"),
     "losses": ("ReconstructionLoss", "lpips_status"),
     "metrics": ("ImageScores", "evaluate_images", "latent_drift", "means", "median_scores", "score_psnr"),
     "model": ("DCAE",),

@@ -50,7 +50,7 @@ class Site:
 
 @lru_cache(maxsize=64)
 def sites(config: DCAEConfig) -> Mapping[str, Site]:
-    """All sites of a config by name, encoder first, in the order in which data flows through each stage list."""
+    """All sites of a config by name: encoder, then decoder, each from its finest stage to its deepest."""
     found: dict[str, Site] = {}
     for coder_name in ("encoder", "decoder"):
         coder = config.coder(coder_name)
@@ -71,6 +71,12 @@ def sites(config: DCAEConfig) -> Mapping[str, Site]:
                 for kind, total in kinds:
                     found[f"{prefix}.{kind}"] = Site(f"{prefix}.{kind}", kind, total, coder_name, stage, block)
     return MappingProxyType(found)
+
+
+def in_flow(config: DCAEConfig) -> tuple[str, ...]:
+    """The sites' names in the order in which data flows: the encoder from its finest stage, the decoder from its deepest."""
+    places = {name: (s.coder == "decoder", s.stage if s.coder == "encoder" else -s.stage) for name, s in sites(config).items()}
+    return tuple(sorted(places, key=places.__getitem__))
 
 
 def stream_name(coder: str, stage: int) -> str:

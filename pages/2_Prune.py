@@ -105,7 +105,7 @@ with right:
         )
         if then:
             preset = preset_on("medium", last.get("data"), last["image_size"])
-            plan, retrain = rounds_form(values, preset.retrain)
+            plan, retrain = rounds_form(values, manager.retrain_defaults(row.id, preset.retrain, values["part"]))
         if st.button("Run", type="primary", icon=":material/play_arrow:"):
             if then:
                 judged = {"evaluate": preset.evaluate, "benchmark": preset.benchmark}

@@ -88,8 +88,8 @@ def _hooked(model: nn.Module, names: Sequence[str], take: Callable[[str, Tensor]
 
 
 @torch.no_grad()
-def features_of(model: DCAE, layer: str, images: Tensor) -> Tensor:
-    """What one layer reads on a batch; the forward pass ends there."""
+def features_of(model: DCAE, layer: str, batch: Tensor) -> Tensor:
+    """What one layer reads on a batch of images, or of latents where it is the decoder's; the forward pass ends there."""
     found: list[Tensor] = []
 
     def take(_name: str, value: Tensor) -> None:
@@ -98,7 +98,7 @@ def features_of(model: DCAE, layer: str, images: Tensor) -> Tensor:
 
     with _hooked(model, [layer], take):
         try:
-            model(images)
+            (model.decode if layer.startswith("decoder.") else model.encode)(batch)
         except _Reached:
             pass
     return found[0]

@@ -13,7 +13,7 @@ correction is that of post-training quantisation (AdaRound, arXiv 2004.10568, as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from core.pruning.calibration import CalibrationImages, features_of, pixel_weights, rows
 from core.pruning.surgery import cut, zero
 from core.pruning.units import feature_units, folding_layer
-from dcaecore import DCAE, sites
+from dcaecore import DCAE, in_flow, sites
 
 RIDGE = 1e-4
 """Of the mean diagonal of the Gram matrix."""
@@ -44,35 +44,37 @@ def compensate(
     """Weights of the dense shape with the units that `keep` leaves out at zero and their part folded into the kept ones.
 
     Cutting the result by `keep` (with the same `exact_norms`) is what was fitted. Where a residual stream is cut, every internal
-    site is fitted anew, pruned or not: it has other inputs now. `masks` (True = kept) hold: a masked weight stays zero.
+    site behind it is fitted anew, pruned or not: it has other inputs now. `masks` (True = kept) hold: a masked weight stays zero.
     `dense` is not changed.
     """
     config, layout = dense.config, dense.layout
     known = sites(config)
     streams = {name: units for name, units in keep.items() if known[name].kind == "stream"}
     internal = {name: units for name, units in keep.items() if name not in streams}
-    if any(len(units) < layout.width(known[name]) for name, units in streams.items()):
-        everything = {n: range(layout.width(s)) for n, s in known.items() if s.kind != "stream"}
-        internal = {**everything, **internal}
-        order = [name for name in known if name in internal]
-    else:
-        order = [name for name in known if name in internal and len(internal[name]) < layout.width(known[name])]
+    flow = in_flow(config)
+    thinned = [place for place, name in enumerate(flow) if name in streams and len(streams[name]) < layout.width(known[name])]
+    behind = flow[min(thinned, default=len(flow)) :]
+    internal = {n: range(layout.width(known[n])) for n in behind if known[n].kind != "stream"} | internal
+    order = [n for n in flow if n in internal and (n in behind or len(internal[n]) < layout.width(known[n]))]
     was_training = dense.training
     dense.eval()
     source = zero(dense.state_dict(), config, layout, streams)
     state = zero(source, config, layout, internal)
-    pruned = (
-        DCAE(config, layout.compose(config, streams))
-        .to(device=next(dense.parameters()).device, dtype=next(dense.parameters()).dtype)
-        .eval()
-    )
+    first = next(dense.parameters())
+    pruned = DCAE(config, layout.compose(config, streams)).to(device=first.device, dtype=first.dtype).eval()
+    latents: tuple[list[Tensor], list[Tensor]] | None = None
     for place, name in enumerate(order):
         layer = folding_layer(known[name])
         units = feature_units(config, layout, known[name]).of_unit
         kept = torch.from_numpy(units[list(internal[name])].reshape(-1)).sort().values
         weight = source[f"{layer}.weight"]
         pruned.load_state_dict(cut(state, config, layout, streams, exact_norms=exact_norms).state)
-        fit = _fit(dense, pruned, layer, kept, images, ridge)
+        batches = list(images.images), list(images.images)
+        if layer.startswith("decoder."):  # the encoder is done: each image goes through it once
+            if latents is None:
+                latents = _latents(dense, images, first.device), _latents(pruned, images, first.device)
+            batches = latents
+        fit = _fit((dense, pruned), layer, kept, zip(*batches, images.weights, strict=True), ridge)
         state[f"{layer}.weight"] = _masked(_folded(weight, kept, fit), f"{layer}.weight", masks)
         if progress is not None:
             progress((place + 1) / len(order))
@@ -80,13 +82,22 @@ def compensate(
     return state
 
 
-def _fit(dense: DCAE, pruned: DCAE, layer: str, kept: Tensor, images: CalibrationImages, ridge: float) -> Tensor:
-    """`(K, F)`: each dense feature as a combination of the kept features of the pruned model."""
+def _latents(model: DCAE, images: CalibrationImages, device: torch.device) -> list[Tensor]:
+    return [model.encode(batch.to(device)) for batch in images.images]
+
+
+def _fit(
+    models: tuple[DCAE, DCAE], layer: str, kept: Tensor, batches: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float
+) -> Tensor:
+    """`(K, F)`: each feature of the first model as a combination of the kept features of the second.
+
+    A batch is what either model goes on from, images or latents, and the images' pixel weights.
+    """
     gram = cross = None
-    device = next(dense.parameters()).device
-    for batch, weights in zip(images.images, images.weights, strict=True):
-        x = features_of(dense, layer, batch.to(device))
-        target, seen = rows(x), rows(features_of(pruned, layer, batch.to(device)))[:, kept]
+    device = next(models[0].parameters()).device
+    for *starts, weights in batches:
+        x, y = (features_of(model, layer, start.to(device)) for model, start in zip(models, starts, strict=True))
+        target, seen = rows(x), rows(y)[:, kept]
         weighted = seen * pixel_weights(weights, x)
         here, there = weighted.T @ seen, weighted.T @ target
         gram = here if gram is None else gram + here

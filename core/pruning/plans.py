@@ -11,20 +11,27 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from core.errors import CoreError
 from core.specs import STRUCTURED_METHODS, PruneSpec
 from dcaecore.config import DCAEConfig
-from dcaecore.layout import Layout, Site, sites
+from dcaecore.layout import Layout, Site, SiteKind, sites
 
 PLAN_VERSION = 1
 LEAST_SHARE = 0.1
 """What a site keeps at least where sites are ranked together."""
 COMPARABLE_SCORES = ("lamp", "taylor", "obs", "random")
 """Scores that mean the same in every site; the others are magnitudes of their site."""
+
+
+_KINDS = frozenset(
+    f"{part}{kind}"
+    for part in ("", "encoder.", "decoder.", "encoder.fine.", "encoder.deep.", "decoder.fine.", "decoder.deep.")
+    for kind in get_args(SiteKind)
+)
 
 
 @dataclass(frozen=True)
@@ -77,11 +84,12 @@ def kept_count(units: int, rate: float, *, round_to: int = 1) -> int:
 def site_rates(config: DCAEConfig, spec: PruneSpec) -> dict[str, float]:
     """The rate of each site that the spec prunes: its own, its stage's, its kind's, or the spec's, in this order.
 
-    A stage may be counted from the deepest, which is -1. Raises CoreError for a name in `spec.site_rates` that is no site, stage
-    or kind, or that the spec leaves out.
+    A stage may be counted from the deepest, which is -1. A kind that this config lacks may be named: one spec serves many shapes.
+    Raises CoreError for a name in `spec.site_rates` that is no site, stage or kind, or that the spec leaves out.
     """
     names = {name: names_of(config, name) for name in sites(config)}
-    unknown = sorted(set(spec.site_rates).difference(*names.values()))
+    absent = _KINDS.difference(*names.values())
+    unknown = sorted(set(spec.site_rates).difference(absent, *names.values()))
     if unknown:
         first = next(iter(names))
         raise CoreError(
@@ -100,7 +108,7 @@ def site_rates(config: DCAEConfig, spec: PruneSpec) -> dict[str, float]:
         rate = next((spec.site_rates[key] for key in named if key in spec.site_rates), spec.rate or 0.0)
         if rate > 0:
             rates[name] = rate
-    idle = sorted(set(spec.site_rates) - meant)
+    idle = sorted(set(spec.site_rates) - meant - absent)
     if idle:
         raise CoreError(
             f"The rate of {idle[0]!r} would have no effect: part and kinds leave it out.",
@@ -114,11 +122,19 @@ def site_rates(config: DCAEConfig, spec: PruneSpec) -> dict[str, float]:
 
 
 def names_of(config: DCAEConfig, name: str) -> tuple[str, ...]:
-    """What a site answers to, the most particular first: site and stage, each counted from the finest and from the deepest, kind."""
+    """What a site answers to, the most particular first: site and stage, each counted from the finest and from the deepest, its kind
+    in the finer or the deeper half of its coder's stages (which costs the time, which the parameters), in its coder, anywhere."""
     site = sites(config)[name]
     stage, rest = f"{site.coder}.stages.{site.stage}", name.removeprefix(f"{site.coder}.stages.{site.stage}")
     deep = f"{site.coder}.stages.{site.stage - config.coder(site.coder).num_stages}"
-    return name, deep + rest, stage, deep, f"{site.coder}.{site.kind}", site.kind
+    half = f"{site.coder}.{'fine' if _is_fine(config, site) else 'deep'}.{site.kind}"
+    return name, deep + rest, stage, deep, half, f"{site.coder}.{site.kind}", site.kind
+
+
+def _is_fine(config: DCAEConfig, site: Site) -> bool:
+    """Whether a site's stage is of the finer half of its coder's; the middle one is."""
+    coder = config.coder(site.coder)
+    return site.stage - coder.first_stage < math.ceil((coder.num_stages - coder.first_stage) / 2)
 
 
 def _count(site: Site, units: int, rate: float, spec: PruneSpec) -> int:

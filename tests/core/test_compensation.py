@@ -142,6 +142,44 @@ def test_the_fit_lowers_the_error_of_the_layer_and_follows_the_weights(tiny):
     assert not torch.allclose(other[f"{layer}.weight"], state[f"{layer}.weight"], atol=1e-5), "pixel weights matter"
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_each_site_is_fitted_to_what_reaches_it_in_the_end(name):
+    """A site whose inputs changed after it was fitted would fit something else: sites are fitted in the order of the data."""
+    model = copy.deepcopy(MODELS[name])
+    keep, drawn = half(model), doubles(images(2 * model.config.spatial_compression))
+    state = compensate(model, keep, drawn, ridge=1e-2)
+    done = DCAE(model.config).double().eval()
+    done.load_state_dict(state)
+    layers = [folding_layer(sites(model.config)[name]) for name in keep]
+    seen: dict[tuple[str, bool], torch.Tensor] = {}
+    for one in (model, done):
+        for layer in layers:
+            take = lambda _m, inputs, key=(layer, one is done): seen.update({key: inputs[0]})  # noqa: E731
+            one.get_submodule(layer).register_forward_pre_hook(take)
+        with torch.no_grad():
+            one(drawn.images[0])
+    for name, layer in zip(keep, layers, strict=True):
+        x, y = (seen[layer, late].permute(0, 2, 3, 1).reshape(-1, seen[layer, late].shape[1]) for late in (False, True))
+        kept = feature_units(model.config, model.layout, sites(model.config)[name]).of_unit[list(keep[name])].reshape(-1)
+        y = y[:, np.sort(kept)]
+        size = seen[layer, False].shape[-2:]
+        w = torch.nn.functional.adaptive_avg_pool2d(drawn.weights[0].double(), size).reshape(-1, 1)
+        gram, cross = y.T @ (y * w), y.T @ (x * w)
+        small = 1e-2 * gram.diagonal().mean()
+        cross[torch.arange(len(kept)), torch.from_numpy(np.sort(kept))] += small
+        fit = torch.linalg.solve(gram + small * torch.eye(len(kept)), cross)
+        expected = torch.einsum("ofij,kf->okij", model.state_dict()[f"{layer}.weight"], fit)
+        assert torch.allclose(state[f"{layer}.weight"][:, np.sort(kept)], expected, rtol=1e-6, atol=1e-8), name
+
+
+def test_only_what_lies_behind_a_cut_stream_is_fitted_anew(tiny):
+    before = tiny.state_dict()
+    deepest = max(s.stage for s in sites(tiny.config).values())
+    state = compensate(tiny, {f"decoder.stages.{deepest - 1}.stream": (0, 1, 2)}, images())
+    changed = {name.split(".blocks")[0] for name in before if ".blocks." in name and not torch.equal(before[name], state[name])}
+    assert changed and all(part.startswith("decoder.stages.") and int(part.split(".")[2]) < deepest for part in changed)
+
+
 def test_masked_weights_stay_zero_under_a_fold(tiny):
     masks = {f"{folding_layer(s)}.weight": torch.rand(tiny.state_dict()[f"{folding_layer(s)}.weight"].shape) > 0.5
              for s in sites(tiny.config).values() if s.kind != "stream"}  # fmt: skip

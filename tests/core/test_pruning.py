@@ -17,6 +17,7 @@ from torch import nn
 
 import core.pruning.masks as masks_module
 from core.errors import CoreError
+from core.presets import PRESETS
 from core.pruning.masks import apply_masks, prunable, prune_weights, smallest
 from core.pruning.ordinary import prune_ordinary
 from core.pruning.plans import Plan, achieved, kept_count, make_plan, predicted_layout, site_rates
@@ -25,6 +26,7 @@ from core.pruning.surgery import cut, zero
 from core.specs import PruneSpec
 from dcaecore import DCAE, VARIANTS, ConfigError, DCAEConfig, Layout, load_model, save_model, sites
 from dcaecore.checkpoint import build
+from dcaecore.cost import estimate
 
 SHAPES = ["dc-ae-f32c32-in", "dc-ae-f32c32-sana-1.0", "dc-ae-lite-f32c32", "dc-ae-f64c128-mix", "dc-ae-f128c512-in"]
 """One of each build: BatchNorm or not, both resamplings, scales or none, six to eight stages (in and mix differ in no tensor)."""
@@ -362,6 +364,34 @@ def test_the_most_particular_rate_wins():
     assert site_rates(config, of_decoder) == dict.fromkeys(streams, 0.25)
     deepest = PruneSpec(kinds=("stream",), site_rates={"stream": 0.0, "decoder.stages.-1.stream": 0.25})
     assert site_rates(config, deepest) == {f"decoder.stages.{config.decoder.num_stages - 1}.stream": 0.25}
+
+
+def test_streams_are_named_by_the_half_they_are_in():
+    config = VARIANTS["demo-f32c32"]  # no units in stage 0
+    spec = PruneSpec(kinds=("stream",), site_rates={"stream": 0.0, "decoder.fine.stream": 0.5, "decoder.stages.2": 0.25})
+    halves = {1: 0.5, 2: 0.25, 3: 0.5}
+    assert site_rates(config, spec) == {f"decoder.stages.{stage}.stream": rate for stage, rate in halves.items()}
+    deep = PruneSpec(kinds=("stream",), site_rates={"stream": 0.0, "decoder.deep.stream": 0.5})
+    assert set(site_rates(config, deep)) == {"decoder.stages.4.stream", "decoder.stages.5.stream"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_presets_prune_the_decoder_of_every_shape(variant, preset):
+    config, spec = VARIANTS[variant], PRESETS[preset].prune
+    rates = site_rates(config, spec)
+    assert rates and all(name.startswith("decoder.") for name in rates)
+    thin = predicted_layout(config, Layout(), spec)
+    before, after = (estimate(config, layout, image_size=256) for layout in (Layout(), thin))
+    assert after.decode_macs < 0.8 * before.decode_macs and after.encode_macs == before.encode_macs
+
+
+def test_a_kind_that_a_shape_lacks_may_be_named_but_not_one_that_the_spec_leaves_out():
+    config = VARIANTS["dc-ae-lite-f32c32"]
+    assert not any(site.kind == "hidden" for site in sites(config).values() if site.coder == "decoder")
+    assert site_rates(config, PruneSpec(part="decoder", rate=0.5, site_rates={"decoder.hidden": 0.7}))
+    with pytest.raises(CoreError, match="would have no effect"):
+        site_rates(config, PruneSpec(part="decoder", kinds=("mid",), rate=0.5, site_rates={"decoder.stream": 0.7}))
 
 
 def test_refusals_say_why():

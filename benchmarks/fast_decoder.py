@@ -1,0 +1,148 @@
+"""A decoder three times as fast: pruned, retrained within ten minutes, and compared with what plain means reach in that time."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import machine, table, write_section
+from core.model_manager import ModelManager
+from core.settings import read_settings
+from dcaecore.sample_data import ensure_sample_set
+from store import MeasurementRow
+from store.jobs import list_jobs
+from store.scores import measurements
+
+KINDS = ["mid", "hidden", "heads", "stream"]
+NARROW = {
+    "part": "decoder",
+    "kinds": KINDS,
+    "rate": 0.75,
+    "site_rates": {
+        "mid": 0.5,
+        "heads": 0.5,
+        "decoder.stages.1.stream": 0.5,
+        "decoder.stages.2.stream": 0.5,
+        "decoder.stages.3.stream": 0.25,
+        "decoder.stages.4.stream": 0.0,
+        "decoder.stages.5.stream": 0.0,
+    },
+}
+"""Most where the milliseconds are: the finest stages' streams and the wide GLUs of stage 3. Widths are multiples of 16."""
+UNIFORM = {"part": "decoder", "kinds": KINDS, "rate": 0.7, "site_rates": {"stream": 0.5}}
+RECIPE = {
+    "batch_size": 8, "warmup_epochs": 1, "init_lr": 1e-3, "weight_decay": 0.0, "foreground_weight": 21.0, "frozen_part": "encoder",
+    "reconstruction_loss": "l1+mse", "betas": [0.9, 0.99], "ema_decay": 0.995, "val_steps": 32, "eval_interval": 5,
+    "best_metric": "foreground_psnr_db",
+}  # fmt: skip
+EPOCH = 50
+BATCHES = (8, 1)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a model of the table is made; epochs of 50 steps, as many as ten minutes allow on an idle machine."""
+
+    title: str
+    prune: dict[str, Any] | None
+    epochs: int
+    recipe: dict[str, Any]
+
+
+WAYS = (
+    Way("Offshoot", {"method": "structured", "score": "obs", **NARROW}, 50, RECIPE),
+    Way("plain L2 to the same widths", {"method": "structured", "score": "l2", "compensate": False, **NARROW}, 50, RECIPE),
+    Way("plain L2, one rate, all trained", {"method": "l2_structured", **UNIFORM}, 36, {**RECIPE, "frozen_part": "none"}),
+    Way("dense, retrained", None, 24, RECIPE),
+)
+
+
+def main() -> None:
+    """Each way in turn, then all of them in one evaluation and one interleaved benchmark a batch size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--home", type=Path, help="Where the store stays; else it goes with the run.")
+    parser.add_argument(
+        "--only", nargs="+", choices=[way.title for way in WAYS], help="These ways; the others are taken as done."
+    )
+    asked = parser.parse_args()
+    settings = read_settings()
+    with tempfile.TemporaryDirectory() as scratch:
+        home = asked.home or Path(scratch)
+        settings = settings.model_copy(update={"home": home, "data_dir": settings.data_folder, "worker_idle_s": 20.0})
+        ensure_sample_set("mspacman", settings.data_folder / "samples")
+        manager = ModelManager(settings=settings)
+        dense = manager.initialize_model("demo", name="demo")
+        for way in WAYS:
+            if asked.only is None or way.title in asked.only:
+                make(manager, dense.id, way)
+        report(manager, dense.id)
+        manager.store.close()
+
+
+def make(manager: ModelManager, dense: str, way: Way) -> None:
+    """Prunes and retrains."""
+    parent = dense
+    if way.prune is not None:
+        pruned = manager.wait(manager.prune_model(dense, way.prune, name=f"{way.title}, pruned").id)
+        assert pruned.model_id is not None, pruned.error
+        parent = pruned.model_id
+        manager.wait(manager.evaluate_model(parent).id)
+    spec = {**way.recipe, "n_epochs": way.epochs, "steps_per_epoch": EPOCH}
+    trained = manager.wait(manager.retrain_model(parent, spec, name=way.title).id)
+    assert trained.model_id is not None, trained.error
+
+
+def report(manager: ModelManager, dense: str) -> None:
+    """The section, from the store."""
+    found = {job.name: job for job in list_jobs(manager.store, ("done",), 100, operations=("retrain",))}
+    ways = [way for way in WAYS if way.title in found]
+    models = {way.title: str(found[way.title].model_id) for way in ways}
+    for ref in (dense, *models.values()):
+        manager.wait(manager.evaluate_model(ref).id)
+    for batch in BATCHES:
+        manager.wait(manager.benchmark_models([dense, *models.values()], {"batch_size": batch, "repeats": 20}).id)
+    timed = measurements(manager.store, dense, limit=len(BATCHES))[::-1]
+    rows = [row(manager, "dense", dense, dense, None, timed)]
+    for way in ways:
+        job = found[way.title]
+        effort = f"{job.result['steps']} steps, {job.result['step_s'] * job.result['steps'] / 60:.1f} min"
+        rows.append(row(manager, way.title, models[way.title], dense, effort, timed))
+    write_section(
+        "A decoder three times as fast",
+        [
+            f"`.venv/bin/python -m benchmarks.fast_decoder` on {machine()}. Demo model, `mspacman`, 128 px, float32; quality on 64 "
+            f"test images; decode: median of 20 interleaved repeats at batch {' and '.join(map(str, BATCHES))}. Minutes: the "
+            "retraining with its validations. Only the decoder is pruned. Where the encoder is held, latents are the baseline's, "
+            "and a world model that was trained on them can stay.",
+            "",
+            *table(["", "retrained", "PSNR", "foreground", "decode, batch 8", "batch 1", "parameters", "latent drift"], rows),
+        ],
+    )
+
+
+def row(manager: ModelManager, title: str, ref: str, dense: str, effort: str | None, timed: list[MeasurementRow]) -> list[str]:
+    """A line of the table."""
+    quality, before = manager.get_model_metrics(ref), manager.get_model_metrics(dense)
+
+    def db(key: str) -> str:
+        value, reference = quality[key], before[key]
+        assert value is not None and reference is not None
+        return f"{value:.2f}" if effort is None else f"{value:.2f} ({value - reference:+.2f})"
+
+    def ms(one: MeasurementRow) -> str:
+        own, reference = one.models[ref]["decode_ms"], one.models[dense]["decode_ms"]
+        return f"{own:.1f} ms" if effort is None else f"{own:.1f} ms (x{reference / own:.2f})"
+
+    parameters = manager.get_model(ref).facts["parameters"] / manager.get_model(dense).facts["parameters"] - 1
+    drift = quality.get("latent_drift")
+    return [
+        title, effort or "", db("psnr_db"), db("foreground_psnr_db"), *map(ms, timed), "" if effort is None else f"{parameters:+.1%}",
+        "" if drift is None else f"{drift:.1%}",
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

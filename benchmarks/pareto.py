@@ -1,0 +1,93 @@
+"""Quality against latency: two ways of pruning at six ratios, each retrained alike, and the Pareto front of what came out."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fast_decoder import KINDS, RECIPE
+from benchmarks.results import machine, table, write_section
+from core.choice import pareto_front
+from core.model_manager import ModelManager
+from core.settings import read_settings
+from dcaecore.sample_data import ensure_sample_set
+from store.scores import measurements
+
+WAYS: dict[str, dict[str, Any]] = {
+    "obs, fitted": {"method": "structured", "score": "obs"},
+    "plain L2": {"method": "structured", "score": "l2", "compensate": False},
+}
+RATIOS: dict[str, dict[str, float]] = {
+    "GLUs 1/2": {"hidden": 0.5, "mid": 0.0, "heads": 0.0, "stream": 0.0},
+    "inner 1/2, GLUs 3/4": {"hidden": 0.75, "stream": 0.0},
+    "and fine streams 1/4": {"hidden": 0.75, "decoder.fine.stream": 0.25, "decoder.deep.stream": 0.0},
+    "and fine streams 1/2": {"hidden": 0.75, "decoder.fine.stream": 0.5, "decoder.deep.stream": 0.0},
+    "and all streams 1/2": {"hidden": 0.75, "stream": 0.5},
+    "inner 3/4, GLUs 7/8, all streams 1/2": {"hidden": 0.875, "mid": 0.75, "heads": 0.75, "stream": 0.5},
+}
+STEPS = 200
+BATCH = 8
+
+
+def main() -> None:
+    """Prunes the decoder, retrains it with the encoder held, evaluates; then one interleaved benchmark of all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--home", type=Path, help="Where the store stays, to be looked at in the workbench; else it goes.")
+    kept = parser.parse_args().home
+    settings = read_settings()
+    with tempfile.TemporaryDirectory() as scratch:
+        home = kept or Path(scratch)
+        settings = settings.model_copy(update={"home": home, "data_dir": settings.data_folder, "worker_idle_s": 20.0})
+        ensure_sample_set("mspacman", settings.data_folder / "samples")
+        manager = ModelManager(settings=settings)
+        dense = manager.initialize_model("demo", name="demo").id
+        manager.wait(manager.evaluate_model(dense).id)
+        made = {f"{ratio}: {way}": make(manager, dense, ratio, way) for ratio in RATIOS for way in WAYS}
+        report(manager, dense, made)
+        manager.store.close()
+
+
+def make(manager: ModelManager, dense: str, ratio: str, way: str) -> str:
+    """The retrained model."""
+    how = {**WAYS[way], "part": "decoder", "kinds": KINDS, "rate": 0.5, "site_rates": RATIOS[ratio]}
+    retrain = {**RECIPE, "n_epochs": STEPS // 50, "steps_per_epoch": 50}
+    pruned = manager.prune_model(dense, how)
+    trained = manager.retrain_model({"job": pruned.id}, retrain, name=f"{ratio}: {way}")
+    manager.wait(manager.evaluate_model({"job": trained.id}).id)
+    return str(manager.job(trained.id).model_id)
+
+
+def report(manager: ModelManager, dense: str, made: dict[str, str]) -> None:
+    """The section, from the store."""
+    refs = {"dense": dense, **made}
+    manager.wait(manager.benchmark_models(list(refs.values()), {"batch_size": BATCH, "repeats": 20}).id)
+    (timed,) = measurements(manager.store, dense, limit=1)
+    points = {}
+    for title, ref in refs.items():
+        means = manager.get_model_metrics(ref)
+        points[title] = (timed.models[ref]["decode_ms"], means["psnr_db"], means["foreground_psnr_db"])
+    fronts = [set(pareto_front({t: (p[0], p[place]) for t, p in points.items()}, (False, True)).best) for place in (1, 2)]
+    rows = []
+    for title, (ms, psnr, foreground) in sorted(points.items(), key=lambda item: -item[1][0]):
+        parameters = manager.get_model(refs[title]).facts["parameters"] / manager.get_model(dense).facts["parameters"] - 1
+        on = [name for name, front in zip(("PSNR", "foreground"), fronts, strict=True) if title in front]
+        speed = points["dense"][0] / ms
+        rows.append(
+            [title, f"{ms:.1f} ms", f"x{speed:.2f}", f"{psnr:.2f}", f"{foreground:.2f}", f"{parameters:+.1%}", ", ".join(on)]
+        )
+    write_section(
+        "Quality against latency",
+        [
+            f"`.venv/bin/python -m benchmarks.pareto` on {machine()}. Demo model, `mspacman`, 128 px, float32, only the decoder pruned; "
+            f"each retrained for {STEPS} steps of batch {RECIPE['batch_size']} with the encoder held; quality on 64 test images; decode "
+            f"at batch {BATCH}, median of 20 interleaved repeats. With `--home` the store stays, and Compare draws the same front.",
+            "",
+            *table(["", "decode", "speed", "PSNR", "foreground", "parameters", "on the front of"], rows),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
