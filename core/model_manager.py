@@ -14,7 +14,7 @@ from typing import Any
 import store as st
 import store.jobs as jobs
 from core.augmentations import Augmentations
-from core.checks import SpecLike, checked
+from core.checks import SpecLike, changed, checked
 from core.compare import Comparison, compare
 from core.devices import default_device, devices
 from core.errors import CoreError
@@ -225,8 +225,8 @@ class ModelManager(Views, Planning, Training, Augmentations, Inspection):
         """
         chosen = preset_on(preset, data, image_size)
         pruned = checked(PruneSpec, chosen.prune if prune is None else prune)
-        trained = self.retrain_defaults(parent, chosen.retrain, pruned.part) if retrain is None else checked(RetrainSpec, retrain)
-        once = Round(pruned, trained)
+        held = self.held_part(parent, pruned.part)
+        once = Round(pruned, changed(chosen.retrain, frozen_part=held) if retrain is None else checked(RetrainSpec, retrain))
         scored = checked(EvaluateSpec, chosen.evaluate if evaluate is None else evaluate)
         timed = checked(BenchmarkSpec, chosen.benchmark if benchmark is None else benchmark)
         return self._chain(parent, [once], scored, timed, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -51,13 +51,6 @@ PRESETS: dict[str, Preset] = {
     "medium": _preset("Medium", "As light, and half of the finer stages' streams; a longer retraining.", 0.5, 0.0, 20),
     "aggressive": _preset("Aggressive", "Half of all the decoder's streams go besides; a long retraining.", 0.5, 0.5, 40),
 }
-
-
-def retrain_after(parts: Iterable[str], retrain: RetrainSpec) -> RetrainSpec:
-    """A preset's training as it suits what prunings reached (their `part`): an encoder that lost something is trained, not held."""
-    if retrain.frozen_part == "encoder" and any(part != "decoder" for part in parts):
-        return retrain.model_copy(update={"frozen_part": "none"})
-    return retrain
 
 
 def preset_on(name: str, data: DataSpec | Mapping[str, Any] | None, image_size: int | None) -> Preset:

@@ -16,9 +16,9 @@ from dcaecore.freezing import phase_parts
 PHASES = 3
 _TUNED: dict[str, Any] = {
     "init_lr": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.99), "ema_decay": 0.995, "foreground_weight": 21.0,
-    "reconstruction_loss": "l1+mse", "best_metric": "foreground_psnr_db", "frozen_part": "encoder", "warmup_epochs": 1,
+    "reconstruction_loss": "l1+mse", "best_metric": "foreground_psnr_db", "warmup_epochs": 1,
 }  # fmt: skip
-"""As the presets of a whole compression train; the encoder is held only where nothing of it was pruned (`core.presets`)."""
+"""As the presets of a whole compression train (`core.presets`)."""
 
 
 @dataclass(frozen=True)

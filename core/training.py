@@ -93,7 +93,7 @@ class Training:
     _ensure_worker: Callable[[str], None]
     _check_retraining: Callable[[str, RetrainSpec], None]
     retrain_model: Callable[..., JobRow]
-    retrain_defaults: Callable[[str, RetrainSpec], RetrainSpec]
+    held_part: Callable[..., str]
 
     def _retraining(self, ref: str) -> tuple[JobRow, RetrainSpec]:
         job = jobs.get_job(self.store, ref)
@@ -162,9 +162,8 @@ class Training:
         return curve_hints(list(losses), [value for step, value in zip(steps, quality, strict=True) if step > 0])
 
     def preset_start(self, ref: str, preset: str) -> dict[str, Any]:
-        """What a preset sets for a model: its encoder is held only where nothing of it was pruned."""
-        spec = checked(RetrainSpec, preset_values(preset))
-        return {**preset_values(preset), "frozen_part": self.retrain_defaults(ref, spec).frozen_part}
+        """What a preset sets for a model, with the part that it had better hold."""
+        return {**preset_values(preset), "frozen_part": self.held_part(ref)}
 
     def retrain_in_phases(
         self,
@@ -180,8 +179,7 @@ class Training:
         Everything is checked before the first is submitted.
         """
         row = get_model(self.store, parent)
-        start = {} if preset is None else {**preset_values(preset), "frozen_part": "none"}
-        values = checked(RetrainSpec, {**start, **dict(spec or {})})
+        values = checked(RetrainSpec, {**(preset_values(preset) if preset else {}), **dict(spec or {})})
         parts = phases(DCAEConfig.from_json(row.config), values, high_size)
         for part in parts:
             self._check_retraining(row.id, part)

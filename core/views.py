@@ -16,9 +16,7 @@ import store as st
 import store.jobs as jobs
 from core.compare import METRICS
 from core.errors import CoreError
-from core.presets import PRESETS, retrain_after
 from core.settings import Settings
-from core.specs import RetrainSpec
 from dcaecore import read_header
 from dcaecore.sparse import unpack_mask, unpack_values
 from store import ModelRow, Store
@@ -67,14 +65,13 @@ class Views:
             wanted += [m.id for m in below[-1:]]
         return [found.id for found in st.get_models(self.store, dict.fromkeys(wanted)).values() if found.deleted is None]
 
-    def retrain_defaults(self, ref: str, preset: str | RetrainSpec, *also: str) -> RetrainSpec:
-        """A preset's training as it suits a model, or will once the parts in `also` are pruned.
+    def held_part(self, ref: str, *also: str) -> str:
+        """The part that a retraining had better hold: the encoder where only decoders were pruned, for then latents stay as they are.
 
-        Where an ancestor's encoder was pruned, the encoder is trained too.
+        `also` are parts that will be pruned besides what a model and its ancestors have lost already.
         """
-        parts = [row.spec.get("part", "both") for row in self.ancestry(ref) if row.kind == "pruned"]
-        chosen = PRESETS[preset].retrain if isinstance(preset, str) else preset
-        return retrain_after([*parts, *also], chosen)
+        parts = {row.spec.get("part", "both") for row in self.ancestry(ref) if row.kind == "pruned"}
+        return "encoder" if parts | {*also} == {"decoder"} else "none"
 
     def spec_line(self, ref: str) -> str:
         """What made a model, in one line: the operation and the settings that are not defaults."""

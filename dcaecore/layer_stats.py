@@ -32,7 +32,7 @@ class LayerWatch:
         for name, module in self.parts.items():
             weights = [p for p in module.parameters() if p.ndim > 1]
             gradients = [p.grad for p in weights if p.grad is not None]
-            for figure, tensors in (("weight_rms", weights), ("gradient_rms", gradients)):
+            for figure, tensors in (("weight_rms", list[Tensor](weights)), ("gradient_rms", gradients)):
                 if tensors:
                     squares = torch.stack(torch._foreach_norm(tensors)).square().sum()
                     found[f"{figure}.{name}"] = float((squares / sum(t.numel() for t in tensors)).sqrt())

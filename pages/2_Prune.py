@@ -6,7 +6,7 @@ manager = boot("Prune")
 
 import streamlit as st  # noqa: E402
 
-from core.checks import checked  # noqa: E402
+from core.checks import changed, checked  # noqa: E402
 from core.presets import preset_on  # noqa: E402
 from core.schedules import rounds_of, with_steps  # noqa: E402
 from core.specs import METHOD_TITLES, STRUCTURED_METHODS, PruneSpec, RetrainSpec, ScheduleSpec  # noqa: E402
@@ -105,7 +105,7 @@ with right:
         )
         if then:
             preset = preset_on("medium", last.get("data"), last["image_size"])
-            plan, retrain = rounds_form(values, manager.retrain_defaults(row.id, preset.retrain, values["part"]))
+            plan, retrain = rounds_form(values, changed(preset.retrain, frozen_part=manager.held_part(row.id, values["part"])))
         if st.button("Run", type="primary", icon=":material/play_arrow:"):
             if then:
                 judged = {"evaluate": preset.evaluate, "benchmark": preset.benchmark}

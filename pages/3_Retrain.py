@@ -89,7 +89,7 @@ if preset in RETRAIN_PRESETS:
     st.caption(RETRAIN_PRESETS[preset].help)
 last = manager.evaluation_for(row.id)
 start = {
-    **(manager.preset_start(row.id, preset) if preset in RETRAIN_PRESETS else {}),
+    **(manager.preset_start(row.id, preset) if preset in RETRAIN_PRESETS else {"frozen_part": manager.held_part(row.id)}),
     **{key: last[key] for key in ("data", "image_size") if key in last},
 }
 if onward:
