@@ -703,6 +703,7 @@ SPECS: dict[str, type[Spec]] = {
         PruneSpec,
         RetrainSpec,
         BranchSpec,
+        ResetSpec,
         InspectSpec,
         EvaluateSpec,
         BenchmarkSpec,
