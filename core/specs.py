@@ -534,13 +534,12 @@ class ResetSpec(Spec):
     to: Literal["random", "parent", "baseline"] = _field("random", "Where the new weights come from.", group="What")
     seed: int = _field(0, "Seed of random weights.", group="What", ge=0, when={"to": ["random"]})
 
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        if not self.layers:
-            raise ValueError("name at least one layer, such as decoder.conv_out")
-        if any(unit < 0 for unit in self.units):
-            raise ValueError("units are counted from 0")
-        return self
+    @field_validator("units")
+    @classmethod
+    def _units(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(unit < 0 for unit in value):
+            raise ValueError(f"units are counted from 0, not {value}")
+        return tuple(sorted(set(value)))
 
 
 class InspectSpec(Spec):
@@ -704,6 +703,7 @@ SPECS: dict[str, type[Spec]] = {
         PruneSpec,
         RetrainSpec,
         BranchSpec,
+        ResetSpec,
         InspectSpec,
         EvaluateSpec,
         BenchmarkSpec,

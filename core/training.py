@@ -93,6 +93,7 @@ class Training:
     _ensure_worker: Callable[[str], None]
     _check_retraining: Callable[[str, RetrainSpec], None]
     retrain_model: Callable[..., JobRow]
+    held_part: Callable[..., str]
 
     def _retraining(self, ref: str) -> tuple[JobRow, RetrainSpec]:
         job = jobs.get_job(self.store, ref)
@@ -145,7 +146,10 @@ class Training:
 
     def reset_layers(self, parent: str, spec: SpecLike = None, *, name: str | None = None) -> JobRow:
         """Submits the making of a model of which some parts or layers have new weights."""
-        return self._submit(checked(ResetSpec, spec), get_model(self.store, parent).id, name=name or "reset")
+        given = checked(ResetSpec, spec)
+        if not given.layers:
+            raise CoreError("Name at least one layer to reset.", code="layer", given=[], legal="such as decoder.conv_out")
+        return self._submit(given, get_model(self.store, parent).id, name=name or "reset")
 
     def _config(self, model_id: str) -> DCAEConfig:
         return DCAEConfig.from_json(get_model(self.store, model_id, deleted=True).config)
@@ -153,14 +157,18 @@ class Training:
     def hints(self, ref: str) -> list[Hint]:
         """What a retraining's curves say, with what to try."""
         job, _ = self._retraining(ref)
-        losses = metrics.series(self.store, job.id, "loss")[1]
+        losses = metrics.series(self.store, job.id, "loss", max_points=4000)[1]  # a page asks each second
         steps, quality = metrics.series(self.store, job.id, "val_psnr_db")
         return curve_hints(list(losses), [value for step, value in zip(steps, quality, strict=True) if step > 0])
+
+    def preset_start(self, ref: str, preset: str) -> dict[str, Any]:
+        """What a preset sets for a model, with the part that it had better hold."""
+        return {**preset_values(preset), "frozen_part": self.held_part(ref)}
 
     def retrain_in_phases(
         self,
         parent: str,
-        spec: SpecLike = None,
+        spec: Mapping[str, Any] | None = None,
         *,
         high_size: int | None = None,
         preset: str | None = None,
@@ -171,7 +179,7 @@ class Training:
         Everything is checked before the first is submitted.
         """
         row = get_model(self.store, parent)
-        values = checked(RetrainSpec, spec if preset is None else {**preset_values(preset), **dict(spec or {})})
+        values = checked(RetrainSpec, {**(preset_values(preset) if preset else {}), **dict(spec or {})})
         parts = phases(DCAEConfig.from_json(row.config), values, high_size)
         for part in parts:
             self._check_retraining(row.id, part)

@@ -56,7 +56,8 @@ def watch(ref: str) -> None:
     with st.expander("Log"):
         show_log(manager, ref)
     if job.state == "done" and job.model_id:
-        st.success("Done: the new model is saved.")
+        ended = f" It ended at step {job.result['steps']}: {job.result['stopped']}." if job.result.get("stopped") else ""
+        st.success(f"Done: the new model is saved.{ended}")
         st.page_link(
             "pages/4_Compare.py",
             label="Compare with its parent",
@@ -89,8 +90,7 @@ if preset in RETRAIN_PRESETS:
     st.caption(RETRAIN_PRESETS[preset].help)
 last = manager.evaluation_for(row.id)
 start = {
-    **(RETRAIN_PRESETS[preset].values if preset in RETRAIN_PRESETS else {}),
-    "frozen_part": manager.held_part(row.id),
+    **(manager.preset_start(row.id, preset) if preset in RETRAIN_PRESETS else {"frozen_part": manager.held_part(row.id)}),
     **{key: last[key] for key in ("data", "image_size") if key in last},
 }
 if onward:
@@ -131,7 +131,8 @@ with guarded():
         )  # fmt: skip
         for step in points
     ]
-    st.caption(f"The learning rate over the {total} steps of this training")
+    falls = ", before any fall where validation gains nothing" if values["lr_schedule_name"] == "plateau" else ""
+    st.caption(f"The learning rate over the {total} steps of this training{falls}")
     st.echarts_chart(line_chart({"learning rate": (points, rates)}, "step"), height=180, key="lr-plot")
     warning = schedule_warning(warmup_steps=warmup, total_steps=total, init_lr=values["init_lr"], warmup_lr=values["warmup_lr"])
     if warning:

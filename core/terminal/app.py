@@ -13,7 +13,6 @@ import typer
 from core.errors import CoreError, as_error
 from core.jobs.worker import serve
 from core.model_manager import ModelManager
-from core.retrain_presets import preset_values
 from core.settings import Settings, read_settings
 from core.solver.search import COSTS
 from core.specs import SPECS, RetrainSpec, ScheduleSpec, Spec
@@ -99,8 +98,9 @@ def retrain(
 ) -> None:
     """Train a model further."""
     manager = state.manager()
-    values = {**(preset_values(preset) if preset else {}), **spec_values(SPECS["retrain"], options, spec)}
-    finish(manager, manager.retrain_model(manager.get_model(model).id, values, name=name))
+    row = manager.get_model(model)
+    values = {**(manager.preset_start(row.id, preset) if preset else {}), **spec_values(SPECS["retrain"], options, spec)}
+    finish(manager, manager.retrain_model(row.id, values, name=name))
 
 
 def evaluate(model: str = "current", spec: Path | None = None, **options: Any) -> None:

@@ -16,7 +16,7 @@ from dcaecore.layer_stats import LayerWatch
 
 FIELDS = {
     "image_size": 32, "batch_size": 2, "n_epochs": 2, "steps_per_epoch": 2, "warmup_epochs": 0, "init_lr": 1e-3, "val_steps": 4,
-    "num_workers": 0,
+    "num_workers": 0, "keep": "last",
 }  # fmt: skip
 PARTS = part_names(VARIANTS["tiny"])
 
@@ -58,11 +58,11 @@ def test_each_part_is_measured_at_validations_and_the_weights_are_the_same(bench
 def test_dead_channels_are_counted():
     model = DCAE(VARIANTS["tiny"]).eval()
     with torch.no_grad():
-        model.encoder.conv_in.weight[:2] = 0
-        model.encoder.conv_in.bias[:2] = 0
+        model.decoder.conv_in.weight[:2] = 0
+        model.decoder.conv_in.bias[:2] = 0
     with LayerWatch(model).activations() as found, torch.no_grad():
         model(torch.rand(2, 3, 32, 32))
-    assert found["dead_ratio.encoder.conv_in"] == pytest.approx(2 / model.encoder.conv_in.weight.shape[0])
+    assert found["dead_ratio.decoder.conv_in"] == pytest.approx(2 / model.decoder.conv_in.weight.shape[0])
 
 
 def test_a_part_or_single_units_get_new_weights_and_the_rest_stays_to_the_bit(bench, service, parent):
@@ -79,8 +79,8 @@ def test_a_part_or_single_units_get_new_weights_and_the_rest_stays_to_the_bit(be
         chosen = name.startswith(("decoder.conv_out.", "encoder.stages.2."))
         assert torch.equal(value, original[name] if chosen else before[name]), name
     assert list(back.row.parents) == [("parent", trained)]
-    few = reset(layers=["encoder.conv_in"], units=[0, 3], seed=5).model.state_dict()["encoder.conv_in.weight"]
-    moved = [not torch.equal(a, b) for a, b in zip(few, before["encoder.conv_in.weight"], strict=True)]
+    few = reset(layers=["decoder.conv_in"], units=[0, 3], seed=5).model.state_dict()["decoder.conv_in.weight"]
+    moved = [not torch.equal(a, b) for a, b in zip(few, before["decoder.conv_in.weight"], strict=True)]
     assert [place for place, value in enumerate(moved) if value] == [0, 3]
     assert reset(layers=["decoder.conv_out"], seed=1).row.id != reset(layers=["decoder.conv_out"], seed=2).row.id
 
@@ -98,7 +98,7 @@ def test_a_reset_that_cannot_be_is_told(bench, service, parent):
     service.reset_layers(narrow, {"layers": ["decoder.stages.1"], "to": "baseline"})
     with pytest.raises(CoreError, match="narrower"):
         bench.perform(bench.claim())
-    with pytest.raises(CoreError, match="name at least one layer"):
+    with pytest.raises(CoreError, match="Name at least one layer"):
         service.reset_layers(parent, {})
     with pytest.raises(ValueError, match="seed would have no effect"):
         ResetSpec(layers=("encoder.conv_in",), to="parent", seed=3)

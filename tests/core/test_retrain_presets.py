@@ -28,12 +28,24 @@ def test_a_preset_is_a_legal_spec(name):
 
 def test_the_phases_share_the_steps_and_the_second_is_larger():
     spec = RetrainSpec.model_validate({**preset_values("quick"), "image_size": 64})
+    with pytest.raises(CoreError, match="say themselves"):
+        phases(VARIANTS["tiny"], spec.model_copy(update={"frozen_part": "encoder"}))
     found = phases(VARIANTS["tiny"], spec)
     assert sum(one.total_steps for one in found) == 200 and [one.image_size for one in found] == [64, 128, 64]
     assert [one.frozen_stages for one in found] == [phase_parts(VARIANTS["tiny"], n) for n in (1, 2, 3)]
     assert [one.image_size for one in phases(VARIANTS["tiny"], spec, 256)] == [64, 256, 64]
-    with pytest.raises(CoreError, match="say themselves"):
-        phases(VARIANTS["tiny"], spec.model_copy(update={"frozen_part": "encoder"}))
+
+
+def test_a_preset_holds_the_encoder_where_only_the_decoder_was_pruned(manager):
+    tiny = manager.initialize_model("tiny", random_seed=0)
+    assert manager.preset_start(tiny.id, "quick")["frozen_part"] == "none"
+    cut = manager.wait(manager.prune_model(tiny.id, {"rate": 0.5, "part": "decoder"}).id, 60)
+    assert manager.preset_start(cut.model_id, "quick")["frozen_part"] == "encoder"
+    chain = manager.retrain_in_phases(tiny.id, {"image_size": 32, "val_steps": 4}, preset="smoke")
+    for job in reversed(chain):
+        manager.control(job.id, "cancel")
+    assert [job.spec["image_size"] for job in chain] == [32, 64, 32] and chain[1].parent_job_id == chain[0].id
+    assert sum(RetrainSpec.model_validate(job.spec).total_steps for job in chain) == 20
 
 
 def test_the_fields_of_the_form_are_those_of_the_augmentations():

@@ -252,18 +252,20 @@ def test_another_thread_count_is_said(saved, data_dir):
     assert any(level == "warning" and "thread count" in line for level, line in lines)
 
 
-def test_a_checkpoint_from_before_early_stopping_goes_on(saved, data_dir):
+def test_a_checkpoint_from_before_early_stopping_goes_on(data_dir, tmp_path):
     """What an earlier version wrote of the same format: no word of stopping, schedules that follow validation, or why it ended."""
     from dcaecore.checkpoints import _digest
 
-    newest = latest_checkpoint(saved)
+    model, stream, pinned = setting_up(data_dir)
+    train(model, SETTINGS, stream, pinned, folder=tmp_path, callbacks=Stop(5))
+    newest = latest_checkpoint(tmp_path)
     facts = json.loads((newest / "state.json").read_text())
     old = {name: value for name, value in facts.items() if name not in ("stop_rule", "stopped", "plateau")}
     assert len(old) == len(facts) - 3
     (newest / "state.json").write_text(json.dumps(old))
     (newest / "digest").write_text(_digest(newest))
     model, stream, pinned = setting_up(data_dir)
-    resumed = train(model, SETTINGS, stream, pinned, folder=saved, resume_from=newest)
+    resumed = train(model, SETTINGS, stream, pinned, folder=tmp_path, resume_from=newest)
     other, stream, pinned = setting_up(data_dir)
     assert same(resumed.state, train(other, SETTINGS, stream, pinned).state) and resumed.stopped == ""
 
