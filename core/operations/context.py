@@ -75,9 +75,13 @@ class Context:
             self._reported = now
             jobs.set_progress(self.store, self.job, fraction, message, eta_s)
 
-    def poll(self) -> Literal["run", "pause", "cancel", "checkpoint"]:
-        """What is asked of the job now."""
-        return jobs.read_control(self.store, self.job)  # type: ignore[return-value]
+    def poll(self, steps_done: int | None = None) -> Literal["run", "pause", "cancel", "checkpoint"]:
+        """What is asked of the job now, with so many steps behind it where it counts steps: a pause may be asked for at one."""
+        verb, pause_step = jobs.read_request(self.store, self.job)
+        if steps_done is not None and pause_step is not None and steps_done >= pause_step and jobs.reached(self.store, self.job):
+            self.log("info", f"{pause_step} steps are done, as asked.")
+            return "pause"
+        return verb  # type: ignore[return-value]
 
     def check(self) -> None:
         """For operations without checkpoints: raises Cancelled, and takes a pause as a wait at this point."""
