@@ -22,6 +22,7 @@ from core.names import model_name, pruned_name
 from core.planning import Planning
 from core.presets import preset_on
 from core.pruning.plans import predicted_layout
+from core.reproduction import Reproduction
 from core.schedules import Round, rounds_of
 from core.settings import Settings, read_settings
 from core.specs import (
@@ -49,7 +50,7 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
 
 
-class ModelManager(Views, Planning):
+class ModelManager(Views, Planning, Reproduction):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.

@@ -512,6 +512,12 @@ class ProfileSpec(Spec):
         return tuple(sorted(set(value)))
 
 
+class ReproduceSpec(Spec):
+    """Run the chain that made a model again and compare; all settings are those on record."""
+
+    operation: ClassVar[str] = "reproduce"
+
+
 class ScheduleSpec(Spec):
     """How a pruning is spread over rounds."""
 
@@ -535,5 +541,5 @@ class ScheduleSpec(Spec):
 
 SPECS: dict[str, type[Spec]] = {
     spec.operation: spec
-    for spec in (ImportSpec, PruneSpec, RetrainSpec, EvaluateSpec, BenchmarkSpec, SensitivitySpec, ProfileSpec)
+    for spec in (ImportSpec, PruneSpec, RetrainSpec, EvaluateSpec, BenchmarkSpec, SensitivitySpec, ProfileSpec, ReproduceSpec)
 }
