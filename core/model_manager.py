@@ -17,6 +17,7 @@ from core.checks import SpecLike, checked
 from core.compare import Comparison, compare
 from core.devices import default_device, devices
 from core.errors import CoreError
+from core.housekeeping import Housekeeping
 from core.jobs.launch import ensure_worker
 from core.names import model_name, pruned_name
 from core.planning import Planning
@@ -50,7 +51,7 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
 
 
-class ModelManager(Views, Planning, Reproduction):
+class ModelManager(Views, Planning, Reproduction, Housekeeping):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.

@@ -127,7 +127,10 @@ def restore(store: Store, ref: str) -> tuple[str, ...]:
     row = named[0] if named else get_model(store, ref, deleted=True)
     if row.deleted is None:
         raise StoreError(
-            f"{row.name} ({row.id}) is not deleted.", code="not_deleted", given=ref, legal=[m.id for m in deleted_models(store)[:10]]
+            f"{row.name} ({row.id}) is not deleted.",
+            code="not_deleted",
+            given=ref,
+            legal=[m.id for m in deleted_models(store)[:10]],
         )
     with store.write() as session:
         going = execute(

@@ -31,9 +31,8 @@ from core.reproduction import chain_of
 from core.specs import SPECS, ReproduceSpec
 from dcaecore import weights_digest
 from store import JobRow, ModelRow, Store
+from store.cleaning import SCRATCH_NAME
 from store.copying import copy_model
-
-SCRATCH_NAME = "scratch"
 
 
 @dataclass
