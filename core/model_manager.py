@@ -13,10 +13,12 @@ from typing import Any
 
 import store as st
 import store.jobs as jobs
+from core.card import Cards
 from core.checks import SpecLike, checked
 from core.compare import Comparison, compare
 from core.devices import default_device, devices
 from core.errors import CoreError
+from core.forest import Forests
 from core.housekeeping import Housekeeping
 from core.jobs.launch import ensure_worker
 from core.names import model_name, pruned_name
@@ -51,7 +53,7 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
 
 
-class ModelManager(Views, Planning, Reproduction, Housekeeping):
+class ModelManager(Views, Planning, Reproduction, Housekeeping, Forests, Cards):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.

@@ -30,7 +30,7 @@ from store.identity import Identity, canonical_bytes, digest_of, model_identity
 from store.job_control import legal_controls
 from store.job_rows import JobRow
 from store.metrics import MetricWriter
-from store.mirrored import MirroredRow, mirrored, set_mirrored
+from store.mirrored import MirroredRow, mirrored, mirrored_jobs, set_mirrored
 from store.model_rows import ModelRow, get_model, get_models, list_models, resolve_model
 from store.references import sweep
 from store.scores import ImageRow, ImageScoresRow, MeasurementRow, NewImage, NewScores, ScoresRow
@@ -86,6 +86,7 @@ __all__ = [
     "list_models",
     "metrics",
     "mirrored",
+    "mirrored_jobs",
     "model_identity",
     "open_store",
     "orphans",
