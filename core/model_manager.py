@@ -14,16 +14,20 @@ from typing import Any
 import store as st
 import store.jobs as jobs
 from core.augmentations import Augmentations
+from core.card import Cards
 from core.checks import SpecLike, changed, checked
 from core.compare import Comparison, compare
 from core.devices import default_device, devices
 from core.errors import CoreError
+from core.forest import Forests
+from core.housekeeping import Housekeeping
 from core.inspection import Inspection
 from core.jobs.launch import ensure_worker
 from core.names import model_name, pruned_name
 from core.planning import Planning
 from core.presets import preset_on
 from core.pruning.plans import predicted_layout
+from core.reproduction import Reproduction
 from core.schedules import Round, rounds_of
 from core.settings import Settings, read_settings
 from core.specs import (
@@ -52,7 +56,7 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
 
 
-class ModelManager(Views, Planning, Training, Augmentations, Inspection):
+class ModelManager(Views, Planning, Training, Augmentations, Inspection, Reproduction, Housekeeping, Forests, Cards):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.

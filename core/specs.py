@@ -675,6 +675,12 @@ class ProfileSpec(Spec):
         return tuple(sorted(set(value)))
 
 
+class ReproduceSpec(Spec):
+    """Run the chain that made a model again and compare; all settings are those on record."""
+
+    operation: ClassVar[str] = "reproduce"
+
+
 class ScheduleSpec(Spec):
     """How a pruning is spread over rounds."""
 
@@ -709,5 +715,6 @@ SPECS: dict[str, type[Spec]] = {
         BenchmarkSpec,
         SensitivitySpec,
         ProfileSpec,
+        ReproduceSpec,
     )
 }

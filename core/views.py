@@ -1,10 +1,9 @@
-"""What pages read of a model besides its figures: pictures, curves, histograms, ancestry, and what deleting would take. No torch."""
+"""What pages read of a model besides its figures: pictures, curves, histograms, ancestry. No torch."""
 
 from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,6 @@ from core.settings import Settings
 from dcaecore import read_header
 from dcaecore.sparse import unpack_mask, unpack_values
 from store import ModelRow, Store
-
-
-@dataclass(frozen=True)
-class Deletion:
-    """What deleting a model and its descendants takes."""
-
-    names: tuple[str, ...]
-    bytes: int
-    jobs_in_the_way: tuple[str, ...]
 
 
 def _plain(value: Any) -> str:
@@ -146,23 +136,6 @@ class Views:
                 continue
             return dict(job.spec) if job.operation == "evaluate" else {key: job.spec[key] for key in ("data", "image_size")}
         return {"image_size": self.settings.preset_image_size}
-
-    def annotate(self, ref: str, *, note: str | None = None, tag: str | None = None) -> None:
-        """Sets the note or adds a tag; neither is part of a model's identity."""
-        if note is not None:
-            st.set_note(self.store, ref, note)
-        if tag is not None:
-            st.add_tag(self.store, ref, tag)
-
-    def deletion(self, ref: str) -> Deletion:
-        """What `delete` would take."""
-        found = st.preview_delete(self.store, ref)
-        names = (found.model.name, *(row.name for row in found.descendants))
-        return Deletion(names, found.bytes_freed_with_descendants, found.jobs_in_the_way)
-
-    def delete(self, ref: str) -> tuple[str, ...]:
-        """Deletes a model and its descendants; tombstones stay."""
-        return st.delete_model(self.store, ref, descendants=True)
 
 
 @lru_cache(maxsize=32)

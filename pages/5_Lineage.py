@@ -1,50 +1,82 @@
-"""Lineage: the tree of models; a click shows how one came about, and where to go from it."""
+"""Lineage: the forest of models around the chosen one or as a whole; a click shows how one came about, and where to go from it."""
 
-from pages.ui.boot import boot, describe, guarded
+from pages.ui.boot import boot, guarded
 
 manager = boot("Lineage")
 
 import streamlit as st  # noqa: E402
 
+from core.compare import METRICS  # noqa: E402
+from pages.ui.card import again, delete_popover, housekeeping, story, words  # noqa: E402
 from pages.ui.figures import headline, validate_and_save  # noqa: E402
-from pages.ui.tree import clicked_model, tree_chart, tree_height  # noqa: E402
+from pages.ui.forest import OPERATION, Drawing, draw  # noqa: E402
 
-FOCUS = 300
+ROWS = 500
+"""Of the table: more are found by a search."""
+EXAMPLE = "Words, or psnr_db > 30 and decode_ms < 5, tag = small, kind = pruned, method = structured"
+
+
+def title_of(key: str) -> str:
+    return METRICS[key].title if key in METRICS else key
+
+
+def follow_click(drawing: Drawing, key: str) -> None:
+    """A click on a model puts it in the URL; a click on the one that was clicked last takes its mark off, and means the same model."""
+    clicked = drawing.clicked(st.session_state[key]) or st.session_state.get("lineage-clicked")
+    if clicked:
+        st.session_state["lineage-clicked"] = clicked
+        st.query_params["model"] = clicked
+
 
 st.title("Lineage")
-words = st.text_input("Search", placeholder="Search by name, id, kind, note or tag", label_visibility="collapsed")
-rows = manager.list_models(text=words or None)
-everything = {row.id: row for row in manager.list_models()}
-if not rows:
-    st.info("No model fits that search.")
-    st.stop()
+forest = manager.forest()
+known = {leaf.id for leaf in forest.models}
 current = manager.current()
 assert current is not None
 chosen = st.query_params.get("model", current.id)
-if chosen not in everything:
+with guarded():
+    chosen = chosen if chosen in known else manager.get_model(chosen).id
+if chosen not in known:
     chosen = current.id
-shown = rows[:FOCUS]
-event = st.echarts_chart(tree_chart(shown, chosen=chosen), height=tree_height(shown), key="lineage-tree", on_select="rerun")
-st.caption("A click on a model shows it below; size is its number of parameters.")
-if len(rows) > FOCUS:
-    st.caption(f"The newest {FOCUS} of {len(rows)} models are drawn; the table has all.")
-clicked = clicked_model(event, shown)
-if clicked and clicked != st.session_state.get("lineage-clicked"):
-    st.session_state["lineage-clicked"] = clicked
-    st.query_params["model"] = clicked
-    st.rerun()
-with st.expander("All models as a table", expanded=len(rows) > FOCUS):
-    table = [
-        {"name": r.name, "id": r.id, "kind": r.kind, "parameters (M)": r.facts["parameters"] / 1e6,
-         "sparsity": f"{r.facts['sparsity']:.1%}",
-         "created (UTC)": r.created[:19].replace("T", " "), "tags": ", ".join(r.tags)}
-        for r in rows
-    ]  # fmt: skip
-    picked = st.dataframe(table, hide_index=True, on_select="rerun", selection_mode="single-row", key="lineage-table")
-    selected = picked["selection"]["rows"]  # type: ignore[index]
-    if selected and rows[selected[0]].id != chosen and st.button("Show the selected model"):
-        st.query_params["model"] = rows[selected[0]].id
-        st.rerun()
+left, middle, right, last = st.columns([4, 2, 2, 2], vertical_alignment="bottom")
+text = left.text_input("Search", placeholder=EXAMPLE, key="search", bind="query-params", help=EXAMPLE) or ""
+view = middle.segmented_control(
+    "Show", ["focus", "forest"], default="focus", required=True, key="view", bind="query-params",
+    help="Focus: the chosen model's ancestors and descendants. Forest: every model.",
+)  # fmt: skip
+colour = right.selectbox("Colour", [OPERATION, *METRICS], format_func=title_of, key="colour", bind="query-params")
+size = last.selectbox("Size", list(METRICS), format_func=title_of, key="size", bind="query-params")
+found, fits = forest.models, None
+with guarded():
+    found = forest.find(text)
+    fits = {leaf.id for leaf in found} if text.strip() else None
+around, beyond = forest.around(chosen) if view == "focus" else (forest.models, 0)
+drawing = draw(forest, around, chosen=chosen, colour=colour or OPERATION, size=size or "parameters", fits=fits)
+key = f"lineage-{view}"
+st.echarts_chart(drawing.options, height=drawing.height, key=key, on_select=lambda: follow_click(drawing, key))
+told = [f"{len(around)} of {len(forest.models)} models are drawn; a click on one shows it below."]
+if beyond:
+    told.append(f"{beyond} more descendants do not fit: choose one of those below, or see the forest.")
+if fits is not None:
+    told.append(f"{len(found)} models fit the search; the others are pale.")
+if forest.left_out and METRICS.get(colour or "", METRICS["psnr_db"]).source == "scores":
+    told.append(f"{forest.left_out} models were last evaluated on other images: their quality is not shown here.")
+st.caption(" ".join(told))
+with st.expander(f"{len(found)} models as a table", expanded=fits is not None, on_change="rerun", key="table-open") as table:
+    if table.open:
+        rows = [
+            {"name": leaf.name, "id": leaf.id, "kind": leaf.kind,
+             **{METRICS[k].title: METRICS[k].text(forest.figures[leaf.id].get(k)) for k in ("parameters", "psnr_db", "decode_ms")},
+             "created (UTC)": leaf.created[:19].replace("T", " "), "tags": ", ".join(leaf.tags)}
+            for leaf in found[:ROWS]
+        ]  # fmt: skip
+        picked = st.dataframe(rows, hide_index=True, on_select="rerun", selection_mode="single-row", key="lineage-table")
+        selected = picked["selection"]["rows"]  # type: ignore[index]
+        if selected and found[selected[0]].id != chosen and st.button("Show the selected model"):
+            st.query_params["model"] = found[selected[0]].id
+            st.rerun()
+        if len(found) > ROWS:
+            st.caption(f"The newest {ROWS} of {len(found)}; a search finds the others.")
 with guarded():
     row = manager.get_model(chosen)
     st.subheader(row.name)
@@ -52,7 +84,7 @@ with guarded():
     st.caption(" · ".join(about))
     headline(manager, row)
     validate_and_save(manager, row, key="lineage")
-    go_on = st.columns(4, vertical_alignment="center")
+    go_on = st.columns(5, vertical_alignment="center")
     go_on[0].page_link("pages/2_Prune.py", label="Prune from here", icon=":material/content_cut:", query_params={"model": row.id})
     go_on[1].page_link(
         "pages/3_Retrain.py", label="Retrain from here", icon=":material/model_training:", query_params={"model": row.id}
@@ -62,28 +94,12 @@ with guarded():
     if go_on[3].button("Make current", disabled=already, help="It is the current model already." if already else None):
         manager.promote(row.id)
         st.rerun()
-    left, right = st.columns(2)
-    with left:
-        st.markdown("**How it came about**")
-        for step in manager.ancestry(row.id):
-            st.markdown(f"- {describe(step)} · `{step.id}`")
-            st.caption(manager.spec_line(step.id))
-    with right:
-        note = st.text_area("Note", row.note, key=f"note-{row.id}")
-        if note != row.note:
-            manager.annotate(row.id, note=note)
-            st.toast("Note saved.")
-        tag = st.text_input("Add a tag", key=f"tag-{row.id}-{len(row.tags)}")
-        if tag:
-            manager.annotate(row.id, tag=tag)
-            st.rerun()
-        if row.tags:
-            st.caption("Tags: " + ", ".join(row.tags))
-        with st.popover("Delete", icon=":material/delete:"):
-            going = manager.deletion(row.id)
-            st.markdown(f"**{len(going.names)} models would go**: " + ", ".join(going.names))
-            st.caption(f"{going.bytes / 1e6:.1f} MB. Their ids stay on record, so descendants of the past still verify.")
-            if st.button("Delete for good", type="primary"):
-                manager.delete(row.id)
-                st.query_params.pop("model", None)
-                st.rerun()
+    with go_on[4]:
+        delete_popover(manager, row)
+    again(manager, row)
+    told_left, told_right = st.columns(2)
+    with told_left:
+        story(manager, row)
+    with told_right:
+        words(manager, row)
+    housekeeping(manager)

@@ -21,14 +21,16 @@ from store.ancestry import (
 from store.annotations import add_tag, aliases, remove_alias, remove_tag, rename_model, set_alias, set_note
 from store.blobs import BlobStore
 from store.checkpoints import CheckpointRow
+from store.cleaning import CleanReport, Orphan, clean, cleanable, orphans, store_bytes
+from store.copying import copy_model
 from store.db import Store, open_store
-from store.deletion import DeletePreview, delete_model, preview_delete
+from store.deletion import DeletePreview, delete_model, deleted_models, preview_delete, restore
 from store.errors import StoreError
 from store.identity import Identity, canonical_bytes, digest_of, model_identity
 from store.job_control import legal_controls
 from store.job_rows import JobRow
 from store.metrics import MetricWriter
-from store.mirrored import MirroredRow, mirrored, set_mirrored
+from store.mirrored import MirroredRow, mirrored, mirrored_jobs, set_mirrored
 from store.model_rows import ModelRow, get_model, get_models, list_models, resolve_model
 from store.references import sweep
 from store.scores import ImageRow, ImageScoresRow, MeasurementRow, NewImage, NewScores, ScoresRow
@@ -38,6 +40,7 @@ from store.workers import WorkerLock, WorkerRow
 __all__ = [
     "BlobStore",
     "CheckpointRow",
+    "CleanReport",
     "DeletePreview",
     "EdgeRow",
     "Identity",
@@ -51,6 +54,7 @@ __all__ = [
     "NewImage",
     "NewModel",
     "NewScores",
+    "Orphan",
     "Problem",
     "ScoresRow",
     "Store",
@@ -65,7 +69,11 @@ __all__ = [
     "canonical_bytes",
     "checkpoints",
     "children",
+    "clean",
+    "cleanable",
+    "copy_model",
     "delete_model",
+    "deleted_models",
     "descendants",
     "digest_of",
     "edges",
@@ -78,18 +86,22 @@ __all__ = [
     "list_models",
     "metrics",
     "mirrored",
+    "mirrored_jobs",
     "model_identity",
     "open_store",
+    "orphans",
     "parents",
     "preview_delete",
     "remove_alias",
     "remove_tag",
     "rename_model",
     "resolve_model",
+    "restore",
     "scores",
     "set_alias",
     "set_mirrored",
     "set_note",
+    "store_bytes",
     "sweep",
     "verify",
 ]

@@ -175,7 +175,8 @@ def free_name(session: Session, name: str, *, but_for: str = "") -> str:
         row[0]
         for row in execute(
             session,
-            "SELECT name FROM model WHERE deleted IS NULL AND id!=? AND name>=? AND name<? UNION SELECT name FROM alias",
+            "SELECT name FROM model WHERE deleted IS NULL AND id!=? AND name>=? AND name<? UNION"
+            " SELECT a.name FROM alias a JOIN model m ON m.id=a.model WHERE m.deleted IS NULL",
             (but_for, name, name + "\U0010ffff"),
         )
     }

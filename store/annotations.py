@@ -10,6 +10,8 @@ from store.model_rows import ModelRow, get_model, resolve_model
 
 MAX_TAG_LENGTH = 40
 MAX_NOTE_LENGTH = 20_000
+# A deleted model keeps its aliases until the clean-up, in case it is restored; meanwhile they point nowhere and can be taken.
+_LIVING_ALIASES = "SELECT a.name, a.model FROM alias a JOIN model m ON m.id=a.model WHERE m.deleted IS NULL ORDER BY a.name"
 
 
 def set_alias(store: Store, name: str, model_id: str) -> ModelRow:
@@ -39,7 +41,7 @@ def remove_alias(store: Store, name: str) -> None:
 
 def aliases(store: Store) -> dict[str, str]:
     """All aliases: name -> model id."""
-    return dict((str(name), str(model)) for name, model in store.rows("SELECT name, model FROM alias ORDER BY name"))
+    return dict((str(name), str(model)) for name, model in store.rows(_LIVING_ALIASES))
 
 
 def set_note(store: Store, ref: str, note: str) -> ModelRow:

@@ -1,29 +1,29 @@
-"""Deleting models: what would go, then the deed. A tombstone stays, so that what descends from it still verifies."""
+"""Deleting models: what would go, the deed, and its undoing.
+
+A deleted model is out of every list at once, but keeps its weights, figures, tags and aliases until `store.cleaning.clean` runs:
+until then `restore` brings it back whole. After that a tombstone stays, so that what descends from it still verifies.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Any
 
-from sqlmodel import Session
-
-from store.ancestry import descendants
+from store.ancestry import descendants, free_name
 from store.db import Store, execute
 from store.errors import StoreError
 from store.identity import now
 from store.job_rows import ENDED
-from store.model_rows import ModelRow, get_model
-from store.references import drop_references, sweep
-
-_SCORED = ("score", "image_score", "score_set", "image")
+from store.mirrored import MirroredRow, mirrored_jobs
+from store.model_rows import ModelRow, get_model, load_rows
 
 
 @dataclass(frozen=True)
 class DeletePreview:
     """What deleting a model would take: itself, its living descendants, files that nobody else needs, aliases, figures.
 
-    `bytes_freed` counts the model alone, `bytes_freed_with_descendants` all of them. `jobs_in_the_way` must be
-    cancelled first.
+    `bytes_freed` (by the next clean-up) counts the model alone, `bytes_freed_with_descendants` all of them. `jobs_in_the_way` must
+    be cancelled first. `copies` are runs of these models elsewhere, which stay there.
     """
 
     model: ModelRow
@@ -33,35 +33,35 @@ class DeletePreview:
     aliases: tuple[str, ...]
     num_evaluations: int
     jobs_in_the_way: tuple[str, ...]
+    copies: tuple[MirroredRow, ...]
 
     @property
     def is_leaf(self) -> bool:
         return not self.descendants
 
 
-def _marks(ids: list[str]) -> str:
-    return ",".join("?" * len(ids))
+_IDS = "(SELECT value FROM json_each(?))"
+"""A list of ids as one parameter: SQLite takes no more than 32,766 of them."""
 
 
 def _bytes_freed(store: Store, ids: list[str]) -> int:
-    """Bytes of the blobs that only these models need (equal weights are stored once, so others may need them too)."""
-    owned = f"r.owner_kind IN ('model', 'image') AND r.owner IN ({_marks(ids)})"
+    """Bytes of the blobs that only these models, and others that are deleted already, need (equal weights are stored once)."""
+    owned = f"r.owner_kind IN ('model', 'image') AND r.owner IN {_IDS}"
+    gone = "r.owner_kind IN ('model', 'image') AND r.owner IN (SELECT id FROM model WHERE deleted IS NOT NULL)"
     ((total,),) = store.rows(
         "SELECT coalesce(sum(b.bytes), 0) FROM blob b WHERE EXISTS (SELECT 1 FROM artifact_reference r WHERE"
         f" r.digest=b.digest AND {owned}) AND NOT EXISTS (SELECT 1 FROM artifact_reference r WHERE r.digest=b.digest"
-        f" AND NOT ({owned}))",
-        (*ids, *ids),
+        f" AND NOT ({owned}) AND NOT ({gone}))",
+        (json.dumps(ids), json.dumps(ids)),
     )
     return int(total)
 
 
-def _jobs_in_the_way(rows: list[tuple[Any, ...]]) -> tuple[str, ...]:
-    return tuple(str(row[0]) for row in rows)
-
-
-def _busy_sql(ids: list[str]) -> str:
-    ended = ", ".join(f"'{state}'" for state in ENDED)
-    return f"SELECT id FROM job WHERE parent_model_id IN ({_marks(ids)}) AND state NOT IN ({ended}) ORDER BY id"
+_BUSY = (
+    f"SELECT id FROM job WHERE (parent_model_id IN {_IDS} OR (parent_model_id IS NULL AND parent_job_id IN"
+    f" (SELECT id FROM job WHERE model_id IN {_IDS}))) AND state NOT IN ({', '.join(repr(state) for state in ENDED)}) ORDER BY id"
+)
+"""Jobs that still need a model, also those that name it as what another job made."""
 
 
 def preview_delete(store: Store, ref: str) -> DeletePreview:
@@ -77,15 +77,15 @@ def preview_delete(store: Store, ref: str) -> DeletePreview:
         bytes_freed_with_descendants=_bytes_freed(store, ids),
         aliases=model.aliases,
         num_evaluations=evaluations,
-        jobs_in_the_way=_jobs_in_the_way(store.rows(_busy_sql(ids), ids)),
+        jobs_in_the_way=tuple(str(row[0]) for row in store.rows(_BUSY, [json.dumps(ids)] * 2)),
+        copies=tuple(mirrored_jobs(store, ids)),
     )
 
 
 def delete_model(store: Store, ref: str, *, descendants: bool = False, keep_descendants: bool = False) -> tuple[str, ...]:
     """Delete a leaf, a model with all its descendants, or (`keep_descendants`) an inner model alone: the ids gone.
 
-    Weights, pictures, figures, tags and aliases go; the row stays as a tombstone. Raises StoreError(has_descendants,
-    in_use).
+    Everything stays on the disk until the next clean-up. Raises StoreError(has_descendants, in_use).
     """
     preview = preview_delete(store, ref)
     if preview.descendants and not descendants and not keep_descendants:
@@ -99,7 +99,7 @@ def delete_model(store: Store, ref: str, *, descendants: bool = False, keep_desc
     going = (*preview.descendants[::-1], preview.model) if descendants else (preview.model,)
     ids = [row.id for row in going]
     with store.write() as session:
-        busy = _jobs_in_the_way(execute(session, _busy_sql(ids), ids).fetchall())
+        busy = [str(row[0]) for row in execute(session, _BUSY, [json.dumps(ids)] * 2)]
         if busy:
             raise StoreError(
                 f"{len(busy)} job{'s' if len(busy) > 1 else ''} still need{'' if len(busy) > 1 else 's'} this model.",
@@ -108,17 +108,45 @@ def delete_model(store: Store, ref: str, *, descendants: bool = False, keep_desc
                 legal=list(busy),
                 next="Cancel the job first, or wait for its end.",
             )
-        for model_id in ids:
-            _bury(session, model_id)
-    sweep(store)
+        # One moment for all: `restore` undoes a deletion as a whole.
+        execute(session, f"UPDATE model SET deleted=? WHERE id IN {_IDS} AND deleted IS NULL", (now(), json.dumps(ids)))
     return tuple(ids)
 
 
-def _bury(session: Session, model_id: str) -> None:
-    for table in _SCORED:
-        execute(session, f"DELETE FROM {table} WHERE model=?", (model_id,))
-    execute(session, "DELETE FROM alias WHERE model=?", (model_id,))
-    execute(session, "DELETE FROM tag WHERE model=?", (model_id,))
-    drop_references(session, "model", model_id)
-    drop_references(session, "image", model_id)
-    execute(session, "UPDATE model SET deleted=?, blob_digest=NULL WHERE id=?", (now(), model_id))
+def deleted_models(store: Store) -> list[ModelRow]:
+    """Deleted models that can still be restored, the last deleted first."""
+    return load_rows(store, "WHERE m.deleted IS NOT NULL AND m.blob_digest IS NOT NULL", order="m.deleted DESC, m.created")
+
+
+def restore(store: Store, ref: str) -> tuple[str, ...]:
+    """Undo a deletion: the model and what was deleted with it come back, with all that they had. The ids restored.
+
+    A name that was taken meanwhile gets a number. Raises StoreError(unknown_model, ambiguous, not_deleted, cleaned).
+    """
+    named = [row for row in deleted_models(store) if row.name == ref.strip()]
+    row = named[0] if named else get_model(store, ref, deleted=True)
+    if row.deleted is None:
+        raise StoreError(
+            f"{row.name} ({row.id}) is not deleted.",
+            code="not_deleted",
+            given=ref,
+            legal=[m.id for m in deleted_models(store)[:10]],
+        )
+    with store.write() as session:
+        going = execute(
+            session,
+            "SELECT id, name FROM model WHERE deleted=? AND blob_digest IS NOT NULL ORDER BY created, rowid",
+            (row.deleted,),
+        ).fetchall()
+        if row.id not in {model_id for model_id, _ in going}:
+            raise StoreError(
+                f"{row.name} ({row.id}) was cleaned away.",
+                code="cleaned",
+                given=ref,
+                legal=[m.id for m in deleted_models(store)[:10]],
+                next="Make it again from its record, or bring it back from an archive.",
+            )
+        for model_id, name in going:
+            free = free_name(session, name, but_for=model_id)
+            execute(session, "UPDATE model SET deleted=NULL, name=? WHERE id=?", (free, model_id))
+    return tuple(str(model_id) for model_id, _ in going)

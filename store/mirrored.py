@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,3 +42,16 @@ def mirrored(store: Store, target: str) -> dict[str, MirroredRow]:
             "SELECT subject, remote, progress, updated FROM mirror WHERE target=? ORDER BY updated", (target,)
         )
     }
+
+
+def mirrored_jobs(store: Store, model_ids: Sequence[str]) -> list[MirroredRow]:
+    """What was sent anywhere of the jobs that made or judged these models."""
+    return [
+        MirroredRow(target, subject, remote, json.loads(progress), updated)
+        for target, subject, remote, progress, updated in store.rows(
+            "SELECT r.target, r.subject, r.remote, r.progress, r.updated FROM mirror r JOIN job j ON j.id=r.subject"
+            " WHERE coalesce(j.model_id, j.parent_model_id) IN (SELECT value FROM json_each(?)) AND r.remote!=''"
+            " ORDER BY r.target, r.updated",
+            (json.dumps(list(model_ids)),),
+        )
+    ]

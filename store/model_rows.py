@@ -179,7 +179,8 @@ def resolve_model(store: Store, ref: str, *, deleted: bool = False) -> str:
         found = store.rows("SELECT id, deleted, name FROM model WHERE id=?", (ref,))
     else:
         found = store.rows(
-            "SELECT m.id, m.deleted, m.name FROM alias a JOIN model m ON m.id=a.model WHERE a.name=?", (ref,)
+            "SELECT m.id, m.deleted, m.name FROM alias a JOIN model m ON m.id=a.model WHERE a.name=? AND m.deleted IS NULL",
+            (ref,),
         ) or store.rows("SELECT id, deleted, name FROM model WHERE name=? AND deleted IS NULL ORDER BY created", (ref,))
         prefix = _PREFIX.fullmatch(ref)
         if not found and prefix is not None:

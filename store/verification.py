@@ -1,10 +1,14 @@
-"""Does the store still say the truth? Ids are re-derived from the stored bytes, files re-hashed, edges compared."""
+"""Does the store still say the truth? Ids are re-derived from the stored bytes, files re-hashed, edges compared.
+
+Looked at as a whole, also: SQLite's own check of the file, pictures and plans, and files that nothing in the store names.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 
+from store.cleaning import orphans
 from store.db import Store
 from store.identity import identity_of
 from store.model_rows import resolve_model
@@ -12,7 +16,7 @@ from store.model_rows import resolve_model
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that does not hold: which model, a code, a sentence."""
+    """Something that does not hold: which model (empty where it is of none), a code, a sentence."""
 
     model_id: str
     code: str
@@ -20,15 +24,20 @@ class Problem:
 
 
 def verify(store: Store, model: str | None = None, *, files: bool = True) -> list[Problem]:
-    """Check one model, or all (tombstones included); an empty list says that everything holds.
+    """Check one model, or the whole store (tombstones included); an empty list says that everything holds.
 
-    `files=False` skips hashing.
+    `files=False` skips hashing. Raises StoreError(not_a_database) where the database itself cannot be read.
     """
     where, parameters = ("", ())
-    if model is not None:
-        where, parameters = "WHERE id=?", (resolve_model(store, model, deleted=True),)  # type: ignore[assignment]
     checked: dict[str, bool] = {}
     problems: list[Problem] = []
+    if model is not None:
+        where, parameters = "WHERE id=?", (resolve_model(store, model, deleted=True),)  # type: ignore[assignment]
+    else:
+        damage = [str(line) for (line,) in store.rows("PRAGMA quick_check(3)") if line != "ok"]
+        problems += [Problem("", "database", f"The database is damaged: {line}") for line in damage]
+        without = store.rows("SELECT id FROM model WHERE id NOT IN (SELECT model FROM model_text)")
+        problems += [Problem(row[0], "no_text", "The bytes that its id was hashed from are missing.") for row in without]
     sql = (
         "SELECT id, digest, canonical, kind, family, spec, weights_digest, dataset_digest, blob_digest, deleted, bytes"
         f" FROM model JOIN model_text ON model=id {where} ORDER BY created, model.rowid"
@@ -49,7 +58,27 @@ def verify(store: Store, model: str | None = None, *, files: bool = True) -> lis
                 checked[blob] = store.blobs.verify(blob)
             if not checked[blob]:
                 problems.append(Problem(model_id, "broken_blob", f"The weights were changed on disk: {store.blobs.path(blob)}"))
-    return problems
+    return problems if model is not None else problems + _other_files(store, checked, hashed=files)
+
+
+def _other_files(store: Store, checked: dict[str, bool], *, hashed: bool) -> list[Problem]:
+    """Pictures, plans and score arrays that are missing or altered, and files that nothing names."""
+    found = []
+    for digest, kind, owner_kind, owner, size in store.rows(
+        "SELECT r.digest, b.kind, r.owner_kind, r.owner, b.bytes FROM artifact_reference r JOIN blob b ON b.digest=r.digest"
+        " WHERE r.owner_kind!='model' ORDER BY r.owner_kind, r.owner, r.role"
+    ):
+        of = owner if owner_kind == "image" else ""
+        path = store.blobs.path(digest)
+        what = f"A file of kind {kind} that {owner} needs"
+        if not path.is_file():
+            found.append(Problem(of, "missing_blob", f"{what} is missing: {path}"))
+            continue
+        if digest not in checked:
+            checked[digest] = path.stat().st_size == size and (not hashed or store.blobs.verify(digest))
+        if not checked[digest]:
+            found.append(Problem(of, "broken_blob", f"{what} was changed on disk: {path}"))
+    return found + [Problem("", "orphan", f"{left.why}: {left.path} ({left.bytes:,} bytes)") for left in orphans(store)]
 
 
 def _identity(store: Store, row: tuple) -> list[Problem]:  # type: ignore[type-arg]

@@ -18,6 +18,7 @@ MODULES: dict[str, str] = {
     "benchmark": "core.operations.benchmark",
     "sensitivity": "core.operations.sensitivity",
     "profile": "core.operations.profile",
+    "reproduce": "core.operations.reproduce",
 }
 
 

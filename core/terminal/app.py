@@ -18,6 +18,8 @@ from core.solver.search import COSTS
 from core.specs import SPECS, RetrainSpec, ScheduleSpec, Spec
 from core.terminal import demo as demo_job
 from core.terminal import inspection, output, training
+from core.terminal import lineage as lineage_verbs
+from core.terminal import mirror as mirror_verbs
 from core.terminal.options import spec_values, with_options
 from store import JobRow
 
@@ -312,6 +314,10 @@ def demo_model() -> None:
     manager = state.manager()
     row = demo_job.train_demo(manager, follow=lambda job: output.follow(manager, job, quiet=state.json))
     output.emit(row.to_json()) if state.json else output.console.print(f"{row.id} {row.name}", markup=False)
+
+
+lineage_verbs.add_to(app)
+app.add_typer(mirror_verbs.app, name="mirror")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -18,25 +20,32 @@ from store import (
     ancestors,
     baseline_of,
     children,
+    clean,
+    cleanable,
     delete_model,
+    deleted_models,
     descendants,
     edges,
     get_model,
     get_models,
     list_models,
     open_store,
+    orphans,
     parents,
     preview_delete,
     remove_alias,
     remove_tag,
     rename_model,
+    restore,
     set_alias,
     set_note,
     verify,
 )
 from store.db import connect
 from store.references import sweep
-from tests.store.builders import model, new_model, running_job
+from store.scores import put_image, put_scores
+from store.scores import scores as score_means
+from tests.store.builders import PROTOCOL, model, new_model, running_job
 
 
 def test_a_model_comes_back_as_it_was_stored(store: Store) -> None:
@@ -220,7 +229,76 @@ def test_deleting_leaves_a_tombstone(store: Store) -> None:
     assert caught.value.code == "deleted"
     assert get_model(store, middle.id, deleted=True).deleted is not None
     assert set(delete_model(store, "base", descendants=True)) == {base.id, leaf.id}
-    assert list(store.blobs.digests()) == []
+    assert len(list(store.blobs.digests())) == 2, "until the clean-up"
+    found = clean(store)
+    assert set(found.models) == {base.id, middle.id, leaf.id} and found.bytes_freed == found.bytes_before - found.bytes_after
+    assert list(store.blobs.digests()) == [] and verify(store) == []
+
+
+def test_a_deletion_is_undone_until_the_clean_up(store: Store) -> None:
+    base = model(store, "base", data=b"b" * 1000)
+    middle = model(store, "middle", base, data=b"m" * 500)
+    leaf, other = model(store, "leaf", middle, data=b"l" * 70), model(store, "other", data=b"m" * 500)
+    set_alias(store, "current", leaf.id)
+    add_tag(store, leaf.id, "small")
+    put_image(store, leaf.id, _scored(store, leaf.id), 0, b"png of leaf")
+    before = {ref: get_model(store, ref) for ref in (middle.id, leaf.id)}
+    delete_model(store, other.id)
+    assert preview_delete(store, middle.id).bytes_freed_with_descendants == 500 + 70 + len(b"png of leaf"), (
+        "with what other shares"
+    )
+    delete_model(store, middle.id, descendants=True)
+    assert [row.name for row in deleted_models(store)] == ["middle", "leaf", "other"] and aliases(store) == {}
+    assert cleanable(store) == (3, 581) and verify(store) == []
+    rename_model(store, base.id, "leaf")
+    assert set(restore(store, "middle")) == {middle.id, leaf.id}
+    back = get_model(store, leaf.id)
+    assert back.name == "leaf-2", "its name was taken meanwhile"
+    assert get_model(store, middle.id) == before[middle.id]
+    assert (back.tags, back.aliases, aliases(store)) == (("small",), ("current",), {"current": leaf.id})
+    assert score_means(store, leaf.id) == {"psnr_db": 30.0} and verify(store) == []
+    with pytest.raises(StoreError, match="not deleted") as caught:
+        restore(store, middle.id)
+    assert caught.value.legal == [other.id]
+    clean(store)
+    with pytest.raises(StoreError, match="cleaned away"):
+        restore(store, other.id)
+    assert store.blobs.exists(str(middle.blob_digest)), "its living owner needs it still"
+
+
+def _scored(store: Store, ref: str) -> str:
+    with store.write() as session:
+        return put_scores(session, ref, PROTOCOL, "test", {"psnr_db": 30.0})
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_random_forests_stay_whole_through_branches_merges_deletes_and_restores(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(folder)
+        made: list[str] = []
+        for number in range(data.draw(st.integers(3, 14))):
+            action = data.draw(st.sampled_from(["add", "add", "add", "delete", "alone", "restore", "clean"]))
+            living = [row.id for row in list_models(store)]
+            gone = [row.id for row in deleted_models(store)]
+            if action == "add":
+                chosen = data.draw(st.lists(st.sampled_from(living), max_size=3, unique=True)) if living else []
+                made.append(add_model(store, new_model(store, f"model {number}", tuple(chosen))).id)
+            elif action in ("delete", "alone") and living:
+                alone = action == "alone"
+                delete_model(store, data.draw(st.sampled_from(living)), descendants=not alone, keep_descendants=alone)
+            elif action == "restore" and gone:
+                restore(store, data.draw(st.sampled_from(gone)))
+            elif action == "clean":
+                clean(store)
+            assert verify(store) == []
+            names = [row.name for row in list_models(store)]
+            assert len(names) == len(set(names))
+            for ref in made:
+                assert ref not in {row.id for row in ancestors(store, ref)}
+        needed = {row.blob_digest for row in list_models(store)} | {row.blob_digest for row in deleted_models(store)}
+        assert needed <= set(store.blobs.digests())
+        store.close()
 
 
 def test_a_deleted_model_made_again_is_itself(store: Store) -> None:
@@ -245,6 +323,16 @@ def test_a_model_that_a_job_needs_is_kept(store: Store) -> None:
 def test_the_clean_up_spares_what_is_needed_and_what_is_young(store: Store) -> None:
     base = model(store, "base")
     stray = store.blobs.put_bytes(b"stray")
+    (store.root / "jobs" / "j_0123").mkdir(parents=True)
+    (store.root / "jobs" / "j_0123" / "log.jsonl").write_text("left over")
+    assert orphans(store) == [] and verify(store) == [] and clean(store).bytes_freed == 0
+    hour = time.time() - 7200
+    for path in (store.blobs.path(stray), store.root / "jobs" / "j_0123"):
+        os.utime(path, (hour, hour))
+    assert [(left.bytes, left.path.name) for left in orphans(store)] == [(5, stray[2:]), (9, "j_0123")]
+    assert [problem.code for problem in verify(store)] == ["orphan", "orphan"]
+    os.utime(store.blobs.path(stray))
+    assert clean(store).bytes_freed == 9 and not (store.root / "jobs" / "j_0123").exists()
     assert sweep(store) == 0
     assert store.blobs.exists(stray)
     assert sweep(store, strays_older_than_s=-1.0) == 5
@@ -284,3 +372,29 @@ def test_verify_finds_damaged_files(store: Store) -> None:
     assert [problem.code for problem in verify(store)] == ["broken_blob"]
     path.unlink()
     assert [problem.code for problem in verify(store)] == ["missing_blob"]
+
+
+def test_verify_looks_at_pictures_and_at_the_database_itself(store: Store) -> None:
+    base = model(store, "base")
+    digest = put_image(store, base.id, _scored(store, base.id), 0, b"a picture")
+    assert verify(store) == []
+    store.blobs.path(digest).write_bytes(b"b picture")
+    assert [(problem.code, problem.model_id) for problem in verify(store)] == [("broken_blob", base.id)]
+    assert verify(store, "base") == [], "a model's own check is of its identity and weights"
+    store.blobs.path(digest).unlink()
+    assert [problem.code for problem in verify(store)] == ["missing_blob"]
+    with store.write() as session:
+        session.connection().exec_driver_sql("DELETE FROM model_text")
+    assert {problem.code for problem in verify(store)} == {"no_text", "missing_blob"}
+
+
+def test_a_database_cut_short_is_told_in_one_line(store: Store) -> None:
+    for number in range(60):
+        model(store, f"model {number}", layout={"kept": {"x": list(range(500))}})
+    store.close()
+    size = store.path.stat().st_size
+    with open(store.path, "r+b") as file:
+        file.truncate(size // 2 // 4096 * 4096)
+    with pytest.raises(StoreError) as caught:
+        verify(open_store(store.root, read_only=True))
+    assert caught.value.code == "not_a_database" and "\n" not in caught.value.message

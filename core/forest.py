@@ -1,0 +1,96 @@
+"""The whole forest of models for drawing, searching and focusing. No torch; figures are read anew only when they have changed."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.compare import METRICS
+from core.expressions import Subject, parse
+from store import Store
+from store.forest import Leaf, all_figures, figures_stamp, leaves, methods
+
+SEARCHED = (*METRICS, "pruning_ratio")
+"""Figures that a search may name."""
+FOCUS = 300
+"""At most this many models are drawn around the chosen one: more cannot be labelled."""
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Living models, newest first, with their figures by id. `left_out` were last evaluated on other images than most."""
+
+    models: list[Leaf]
+    figures: Mapping[str, Mapping[str, float]]
+    methods: Mapping[str, str]
+    left_out: int
+
+    def find(self, text: str) -> list[Leaf]:
+        """The models that a search expression fits. Raises CoreError(bad_search)."""
+        test = parse(text, SEARCHED)
+        return [leaf for leaf in self.models if test(self._subject(leaf))] if text.strip() else self.models
+
+    def _subject(self, leaf: Leaf) -> Subject:
+        method = self.methods.get(leaf.id)
+        words = {
+            "name": (leaf.name,), "id": (leaf.id,), "kind": (leaf.kind,), "method": (method,) if method else (),
+            "note": (leaf.note,), "tag": leaf.tags, "alias": leaf.aliases, "created": (leaf.created,),
+        }  # fmt: skip
+        return Subject(words, self.figures[leaf.id])
+
+    def around(self, ref: str, limit: int = FOCUS) -> tuple[list[Leaf], int]:
+        """A model with its ancestors and its nearest descendants, newest first, and how many descendants did not fit."""
+        by_id = {leaf.id: leaf for leaf in self.models}
+        below: dict[str, list[str]] = defaultdict(list)
+        for leaf in reversed(self.models):
+            for parent in filter(None, (leaf.parent, leaf.teacher)):
+                below[parent].append(leaf.id)
+        above: dict[str, None] = {}
+        queue = deque([ref])
+        while queue:
+            leaf_here = by_id.get(queue.popleft())
+            if leaf_here is not None and leaf_here.id not in above:
+                above[leaf_here.id] = None
+                queue.extend(filter(None, (leaf_here.parent, leaf_here.teacher)))
+        seen, order = {ref}, list[str]()
+        queue = deque([ref])
+        while queue:
+            for child in below.get(queue.popleft(), ()):
+                if child not in seen:
+                    seen.add(child)
+                    order.append(child)
+                    queue.append(child)
+        room = max(0, limit - len(above))
+        shown = {*above, *order[:room]}
+        return [leaf for leaf in self.models if leaf.id in shown], len(order) - len(order[:room])
+
+    def range_of(self, key: str, refs: Iterable[str]) -> tuple[float, float] | None:
+        """Lowest and highest value of a figure among models; None where none has it."""
+        values = [value for ref in refs if (value := self.figures[ref].get(key)) is not None]
+        return (min(values), max(values)) if values else None
+
+
+@dataclass
+class _Kept:
+    stamp: tuple[Any, ...] = ()
+    figures: tuple[dict[str, dict[str, float]], int] = field(default_factory=lambda: ({}, 0))
+    methods: dict[str, str] = field(default_factory=dict)
+
+
+class Forests:
+    """The part of `ModelManager` that reads all models at once."""
+
+    store: Store
+    _kept_forest: _Kept | None = None
+
+    def forest(self) -> Forest:
+        """All living models."""
+        stamp = figures_stamp(self.store)
+        kept = self._kept_forest
+        if kept is None or kept.stamp != stamp:
+            kept = self._kept_forest = _Kept(stamp, all_figures(self.store), methods(self.store))
+        figures, left_out = kept.figures
+        # A model that came between the two reads waits for the next.
+        return Forest([leaf for leaf in leaves(self.store) if leaf.id in figures], figures, kept.methods, left_out)

@@ -1,0 +1,112 @@
+"""The Lineage page: searching, focus and forest, colour and size, deleting with its undoing, writing on models."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.pages.test_pages import drive, family
+
+__all__ = ["family"]
+
+START = """
+import sys
+from streamlit.testing.v1 import AppTest
+app = AppTest.from_file("Home.py", default_timeout=60)
+app.switch_page("pages/5_Lineage.py")
+for part in sys.argv[2:]:
+    key, value = part.split("=", 1)
+    app.query_params[key] = value
+def run():
+    app.run()
+    assert not app.exception, app.exception[0].stack_trace
+def captions():
+    return " | ".join(c.value for c in app.caption)
+def press(key):
+    next(b for b in app.button if b.key == key).click()
+    run()
+run()
+"""
+
+SEARCH = (
+    START
+    + """
+box = next(t for t in app.text_input if t.key == "search")
+box.set_value("psnr_db > 1 and kind = pruned"); run()
+assert "1 models fit the search" in captions(), captions()
+box.set_value("psnr > 1"); run()
+assert "no figure" in app.error[0].value and "psnr_db" in app.error[0].value
+box.set_value(""); run()
+assert not app.error
+for key, value in (("colour", "psnr_db"), ("size", "decode_ms"), ("colour", "foreground_psnr_db"), ("size", "peak_memory_bytes")):
+    next(s for s in app.selectbox if s.key == key).set_value(value); run()
+app.segmented_control[0].set_value("forest"); run()
+assert "2 of 2 models are drawn" in captions(), captions()
+print("TORCH", "torch" in sys.modules)
+"""
+)
+
+KEEP = (
+    START
+    + """
+next(t for t in app.text_input if t.label == "Add a tag").set_value("small"); run()
+next(t for t in app.text_area if t.label == "Note").set_value("seen"); run()
+next(t for t in app.text_input if t.label == "Point an alias here").set_value("best"); run()
+next(t for t in app.text_input if t.label == "Name").set_value("renamed"); run()
+press("verify")
+assert any("as it was stored" in s.value for s in app.success), captions()
+press("reproduce")
+print("DONE")
+"""
+)
+
+CLEAN = (
+    START
+    + """
+assert any(e.label == "Deleted models (1)" for e in app.expander), [e.label for e in app.expander]
+press("restore-" + sys.argv[1].split("/")[-1])
+assert any(e.label == "Deleted models (0)" for e in app.expander)
+print("DONE")
+"""
+)
+
+GONE = (
+    START
+    + """
+press("clean-up")
+assert "Cleaned: 1 models; before" in captions(), captions()
+print("DONE")
+"""
+)
+
+
+def test_search_colour_size_and_the_whole_forest(settings, family):
+    assert "TORCH False" in drive(settings, "x", f"model={family[1]}", script=SEARCH)
+
+
+def test_words_verification_and_a_rerun_from_the_page(settings, manager, family):
+    assert "DONE" in drive(settings, "x", f"model={family[1]}", script=KEEP)
+    row = manager.get_model("best")
+    assert (row.id, row.name, row.note, row.tags) == (family[1], "renamed", "seen", ("small",))
+    job = manager.wait(manager.reproduction_job(row.id).id, 60)
+    assert job.result["identical"] is True
+    assert "ERRORS []" in drive(settings, "pages/5_Lineage.py", f"model={row.id}")
+
+
+def test_a_deletion_is_undone_and_made_final_on_the_page(settings, manager, family):
+    manager.delete(family[1])
+    assert "DONE" in drive(settings, f"x/{family[1]}", script=CLEAN)
+    assert manager.get_model(family[1]).deleted is None
+    manager.delete(family[1])
+    assert "DONE" in drive(settings, "x", script=GONE)
+    assert manager.deleted_models() == [] and manager.verify() == []
+
+
+@pytest.mark.parametrize("query", ["colour=psnr_db", "view=forest", "search=kind%20=%20pruned", "size=nonsense"])
+def test_the_choice_stands_in_the_url(settings, family, query):
+    assert "ERRORS []" in drive(
+        settings,
+        "pages/5_Lineage.py",
+        f"model={family[1]}",
+        query.replace("%20", " "),
+        script=START + "print('ERRORS', list(app.error))",
+    )
