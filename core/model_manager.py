@@ -15,6 +15,7 @@ import store as st
 import store.jobs as jobs
 from core.checks import SpecLike, checked
 from core.compare import Comparison, compare
+from core.comparing import Comparing
 from core.devices import default_device, devices
 from core.errors import CoreError
 from core.jobs.launch import ensure_worker
@@ -49,7 +50,7 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
 
 
-class ModelManager(Views, Planning):
+class ModelManager(Views, Planning, Comparing):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.

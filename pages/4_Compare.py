@@ -5,12 +5,11 @@ from pages.ui.boot import boot, describe, guarded
 manager = boot("Compare")
 
 import pandas as pd  # noqa: E402
-import plotly.graph_objects as go  # noqa: E402
 import streamlit as st  # noqa: E402
 
 from core.compare import METRICS  # noqa: E402
 from core.views import png_difference  # noqa: E402
-from pages.ui.chain import PALETTE  # noqa: E402
+from pages.ui.choice import front_section, quality_section, ranking_section  # noqa: E402
 from pages.ui.figures import change_text, measured_text, protocol_text, validate_and_save, watch_validations  # noqa: E402
 
 st.title("Compare")
@@ -74,35 +73,9 @@ with guarded():
             manager.promote(target)
             st.rerun()
 
-    st.subheader("Quality against cost")
-    known = [key for key in METRICS if any(comparison.figures[m.id][key].value is not None for m in comparison.models)]
-    costs = [k for k in known if METRICS[k].source != "scores"]
-    goods = [k for k in known if METRICS[k].source == "scores"]
-    if goods:
-        a, b = st.columns(2)
-        x_key = a.selectbox(
-            "Cost", costs, index=costs.index("decode_ms") if "decode_ms" in costs else 0, format_func=lambda k: METRICS[k].title
-        )
-        y_key = b.selectbox("Quality", goods, format_func=lambda k: METRICS[k].title)
-        chart, left_out = go.Figure(), []
-        for number, model in enumerate(comparison.models):
-            x, y = comparison.figures[model.id][x_key].value, comparison.figures[model.id][y_key].value
-            if x is None or y is None:
-                left_out.append(model.name)
-                continue
-            chart.add_scatter(
-                x=[x * METRICS[x_key].scale], y=[y * METRICS[y_key].scale], text=[model.name], name=model.name,
-                mode="markers+text", textposition="top center", cliponaxis=False,
-                marker={"size": 14, "color": PALETTE[number % len(PALETTE)]},
-            )  # fmt: skip
-        titles = {axis: f"{METRICS[key].title} ({METRICS[key].unit})" for axis, key in (("x", x_key), ("y", y_key))}
-        chart.update_layout(height=360, showlegend=False, margin={"t": 30, "l": 90, "r": 90}, xaxis_title=titles["x"],
-                            yaxis_title=titles["y"])  # fmt: skip
-        st.plotly_chart(chart)
-        if left_out:
-            st.caption(f"Not drawn, as one of the two figures is missing: {', '.join(left_out)}.")
-    else:
-        st.caption("No model shown has quality figures yet: *Validate*, below, measures them.")
+    quality_section(manager, comparison)
+    front_section(manager, comparison)
+    ranking_section(manager, comparison)
     st.subheader("Images")
     errors = st.toggle("Error maps", help="Absolute difference from the original, times four.")
     found = {ref: manager.pictures(ref) for ref in picked}

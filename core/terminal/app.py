@@ -16,6 +16,7 @@ from core.model_manager import ModelManager
 from core.settings import Settings, read_settings
 from core.solver.search import COSTS
 from core.specs import SPECS, RetrainSpec, ScheduleSpec, Spec
+from core.terminal import compare as compare_verbs
 from core.terminal import demo as demo_job
 from core.terminal import output
 from core.terminal.options import spec_values, with_options
@@ -197,11 +198,7 @@ def solve(
     _finish(manager, manager.prune_model(row.id, proposal.spec))
 
 
-@app.command("compare")
-def compare_models(models: list[str]) -> None:
-    """Figures of models side by side."""
-    comparison = state.manager().compare(models)
-    output.emit(comparison.to_json()) if state.json else output.show_comparison(comparison)
+compare_verbs.add_to(app)
 
 
 @app.command()

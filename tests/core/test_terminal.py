@@ -80,6 +80,11 @@ def test_the_quick_demo_and_every_verb(call, tmp_path):
     assert call("benchmark", "sparse", "dcae_tiny", "--image-size", "32", "--repeats", "3")[0] == 0
     code, table = call("compare", "sparse", "dcae_tiny")
     assert table["data"]["models"][0]["figures"]["decode_ms"]["value"] > 0
+    assert set(table["data"]["front"]["left_out"]) == {row["id"] for row in table["data"]["models"] if row["name"] != "sparse"}
+    code, ranked = call("compare", "sparse", "dcae_tiny", "--weights", '{"decode_ms": 1}')
+    assert code == 0 and len(ranked["data"]["ranking"]["ranked"]) == 2
+    assert call("compare", "sparse", "--weights", "much")[1]["error"]["code"] == "weight"
+    assert call("compare", "sparse", "--front", "decode_ms")[1]["error"]["code"] == "metric"
     rows = call("jobs")[1]["data"]
     assert {row["operation"] for row in rows} == {"import", "prune", "retrain", "evaluate", "benchmark"}
     assert call("jobs", rows[0]["id"])[1]["data"]["log"]

@@ -115,3 +115,45 @@ def test_a_schedule_is_chosen_seen_and_run_from_the_form(settings, manager):
     assert [job.spec.get("apply") for job in jobs] == ["mask", None, "cut", None] and jobs[0].parent_model_id == tiny.id
     for job in reversed(manager.jobs(states=("queued", "blocked", "running", "starting"))):
         manager.control(job.id, "cancel")
+
+
+CHOICE = """
+import sys
+from streamlit.testing.v1 import AppTest
+app = AppTest.from_file("Home.py", default_timeout=60)
+app.switch_page("pages/4_Compare.py")
+app.query_params["models"] = sys.argv[2].split("=")[1]
+app.run()
+def box(label):
+    assert not app.exception, app.exception[0].stack_trace
+    return next(b for b in app.selectbox if b.label == label)
+heads = [h.value for h in app.subheader]
+assert heads[:3] == ["Is the difference real?", "Quality against cost", "Ranking"], heads
+assert any("On the Pareto front" in c.value for c in app.caption)
+tables = [table.value for table in app.dataframe]
+real = next(t for t in tables if any("p " in str(v) for v in t.iloc[:, -1]))
+assert real.iloc[0, 0] == "PSNR" and "[" in real.iloc[0, 1] and "paired" not in real.iloc[0, 1]
+box("Across").set_value("parameters").run()
+box("Against").set_value(box("Against").options and sys.argv[2].split(",")[1]).run()
+assert not app.exception, app.exception[0].stack_trace
+turned = next(t.value for t in app.dataframe if any("p " in str(v) for v in t.value.iloc[:, 1]))
+assert "p " in turned.iloc[0, 1] and "p " not in str(turned.iloc[0, 2]), turned
+def ranked():
+    return [t.value for t in app.dataframe if "score" in t.value.columns][0]
+for slider in app.slider:
+    if slider.label in ("Parameters", "Decode", "PSNR", "Foreground PSNR"):
+        slider.set_value(1.0 if slider.label == "Parameters" else 0.0)
+app.run()
+assert list(ranked().score) == [1.0, 0.0]
+print("FIRST", ranked().model[0])
+for slider in app.slider:
+    slider.set_value(0.5)
+app.run()
+next(t for t in app.toggle if t.label == "Radar").set_value(True).run()
+assert not app.exception, app.exception[0].stack_trace
+"""
+
+
+def test_the_choice_is_made_on_the_page(settings, family, manager):
+    said = drive(settings, "pages/4_Compare.py", f"models={','.join(family)}", script=CHOICE)
+    assert f"FIRST {manager.get_model(family[1]).name}" in said, "the pruned model has fewer parameters"
