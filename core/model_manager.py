@@ -15,14 +15,15 @@ import store as st
 import store.jobs as jobs
 from core.checks import SpecLike, checked
 from core.compare import Comparison, compare
-from core.comparing import Comparing
 from core.devices import default_device, devices
 from core.errors import CoreError
+from core.exports import Exports
 from core.jobs.launch import ensure_worker
 from core.names import model_name, pruned_name
 from core.planning import Planning
 from core.presets import preset_on
 from core.pruning.plans import predicted_layout
+from core.reporting import Reporting
 from core.schedules import Round, rounds_of
 from core.settings import Settings, read_settings
 from core.specs import (
@@ -37,7 +38,6 @@ from core.specs import (
     SensitivitySpec,
     Spec,
 )
-from core.views import Views
 from dcaecore.config import DCAEConfig
 from dcaecore.cost import Cost, estimate
 from dcaecore.layout import Layout
@@ -50,7 +50,7 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
 
 
-class ModelManager(Views, Planning, Comparing):
+class ModelManager(Planning, Reporting, Exports):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.
@@ -202,6 +202,11 @@ class ModelManager(Views, Planning, Comparing):
             given = given.model_copy(update={"models": (*given.models, *rest)})
         self._check_size(first, given.image_size)
         return self._submit(given, first, device=device, name="benchmark")
+
+    def export_model(self, ref: Ref, spec: SpecLike = None) -> JobRow:
+        """Submits an export: written, checked against the model and timed, on the CPU whatever the device."""
+        given, row = self.check_export(ref, spec), self.get_model(ref)
+        return self._submit(given, row.id, device="cpu", name=f"export {given.format}")
 
     def compress(
         self,

@@ -15,6 +15,7 @@ MODULES: dict[str, str] = {
     "benchmark": "core.operations.benchmark",
     "sensitivity": "core.operations.sensitivity",
     "profile": "core.operations.profile",
+    "export": "core.operations.export",
 }
 
 

@@ -131,6 +131,25 @@ def profile(model: str = "current", spec: Path | None = None, **options: Any) ->
     _finish(manager, manager.profile_latency(manager.get_model(model).id, spec_values(SPECS["profile"], options, spec)))
 
 
+def export(
+    model: str = "current",
+    spec: Path | None = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write the files into, once they are checked.")] = None,
+    **options: Any,
+) -> None:
+    """Write a model for use elsewhere: ONNX, torch.export, safetensors; checked against the model and timed."""
+    manager = state.manager()
+    job = manager.export_model(manager.get_model(model).id, spec_values(SPECS["export"], options, spec))
+    if state.detach:
+        _finish(manager, job)
+        return
+    output.follow(manager, job, quiet=state.json)
+    made = manager.export(job.id)
+    if out is not None:
+        manager.save_export(job.id, out)
+    output.emit(made.to_json()) if state.json else output.show_export(made)
+
+
 def prune_in_rounds(
     model: str = "current",
     spec: Path | None = None,
@@ -161,6 +180,7 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...], dict[str, type[Sp
     ("benchmark", benchmark, ("models",), {}),
     ("sensitivity", sensitivity, (), {}),
     ("profile", profile, (), {}),
+    ("export", export, (), {}),
 )
 for _verb, _function, _skip, _also in _VERBS:
     _first = {"import": "source", "benchmark": "models"}.get(_verb, "model")

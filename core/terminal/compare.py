@@ -1,9 +1,10 @@
-"""`compare`: figures side by side, differences paired by image, the Pareto front and a ranking on a terminal."""
+"""`compare` and `report`: figures side by side, differences paired by image, the Pareto front and a ranking on a terminal."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from core.choice import Front, Ranking
 from core.compare import METRICS, Comparison
 from core.errors import CoreError
 from core.quality import Quality, difference_text, interval_text, shown_metrics
+from core.reporting import FORMATS
 from core.terminal import output
 
 
@@ -51,6 +53,19 @@ def compare_models(
     _show_front(comparison, best, axes)
     if ranked is not None:
         _show_ranking(comparison, ranked)
+
+
+def report(
+    models: Annotated[list[str], typer.Argument(help="Ids, names or aliases; of one model only, its branch is reported.")],
+    form: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "html",
+    out: Annotated[Path, typer.Option(help="File or folder to write to; never overwritten.")] = Path("."),
+) -> None:
+    """Write a report: of the models given, or of one model's branch of the lineage."""
+    from core.terminal.app import state
+
+    manager = state.manager()
+    path = manager.save_report([manager.get_model(ref).id for ref in models], out, form, branch=len(models) == 1)
+    output.emit({"path": str(path)}) if state.json else output.console.print(str(path), markup=False, highlight=False)
 
 
 def _weights(text: str) -> dict[str, float]:
@@ -122,3 +137,4 @@ def _show_ranking(comparison: Comparison, found: Ranking) -> None:
 def add_to(app: typer.Typer) -> None:
     """Adds the verbs of this file."""
     app.command("compare")(compare_models)
+    app.command("report")(report)
