@@ -8,9 +8,10 @@ import pandas as pd  # noqa: E402
 import streamlit as st  # noqa: E402
 
 from core.compare import METRICS  # noqa: E402
-from core.views import png_difference  # noqa: E402
 from pages.ui.choice import front_section, quality_section, ranking_section  # noqa: E402
 from pages.ui.figures import change_text, measured_text, protocol_text, validate_and_save, watch_validations  # noqa: E402
+from pages.ui.images import images_section  # noqa: E402
+from pages.ui.shipping import export_section, report_section  # noqa: E402
 
 st.title("Compare")
 rows = {row.id: row for row in manager.list_models()}
@@ -76,30 +77,10 @@ with guarded():
     quality_section(manager, comparison)
     front_section(manager, comparison)
     ranking_section(manager, comparison)
-    st.subheader("Images")
-    errors = st.toggle("Error maps", help="Absolute difference from the original, times four.")
-    found = {ref: manager.pictures(ref) for ref in picked}
-    count = min((len(images) for images in found.values() if images), default=0)
-    scores = {ref: manager.image_psnr(ref) for ref in picked}
-    order = list(range(count))
-    if not count:
-        st.caption("No model shown has reconstructions yet: *Validate*, below, makes them.")
-    elif len(picked) > 1 and all(len(scores[ref]) >= count for ref in (picked[0], picked[-1])):
-        order.sort(key=lambda i: scores[picked[-1]][i] - scores[picked[0]][i])
-        st.caption("Sorted by what the last model loses against the first; PSNR of each image below it.")
-    for index in order:
-        places = st.columns(max(4, 1 + len(picked)))  # two alone would fill a screen each
-        original = next(images for images in found.values() if images)[index][0]
-        places[0].image(original, caption="original", width="stretch")
-        for place, ref in zip(places[1:], picked, strict=False):
-            if not found[ref]:
-                place.caption("not evaluated")
-                continue
-            made = found[ref][index][1]
-            if errors:
-                made = png_difference(original, made)
-            psnr = f" · {scores[ref][index]:.2f} dB" if len(scores[ref]) > index else ""
-            place.image(made, caption=f"{rows[ref].name}{psnr}", width="stretch")
+    images_section(manager, comparison)
+    report_section(manager, comparison.models)
+    export_section(manager, comparison.models)
+    st.subheader("Models")
     for ref in picked:
         with st.expander(rows[ref].name):
             validate_and_save(manager, rows[ref], key=f"compare-{ref}")

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import store.scores as scores
 from core.choice import Front, pareto_front
 from core.compare import METRICS, Comparison
 from core.quality import Quality, difference_text, interval_text, shown_metrics, verdict
 from core.report.document import Block, Chart, Code, Document, Grid, Heading, Items, Picture, Point, Table, Text
+from core.seeing import image_lines
 from core.statistics import CONFIDENCE, FLIPS, RESAMPLES
 from store import ModelRow, Store, get_models
 
@@ -142,31 +142,16 @@ def _front(found: Findings) -> list[Block]:
 
 def _pictures(store: Store, found: Findings) -> list[Block]:
     """Rows are images, those that lose most against the reference first; columns the original and each model."""
-    comparison, models = found.comparison, found.comparison.models
-    if comparison.protocol is None:
+    names, rows = found.names, []
+    for line in image_lines(store, found.comparison, found.quality.reference)[:MOST_IMAGES]:
+        cells = [Picture(f"original {line.index}", store.blobs.read(line.original))]
+        for ref, name in names.items():
+            made = line.made.get(ref)
+            said = f"{line.psnr_db[ref]:.2f} dB" if made and ref in line.psnr_db else "" if made else "not evaluated"
+            cells.append(Picture(f"{name}\n{said}", store.blobs.read(made) if made else None))
+        rows.append(tuple(cells))
+    if not rows:
         return []
-    number = scores.protocol_id(comparison.protocol)
-    stored = {m.id: {(i.kind, i.index): i.digest for i in scores.images(store, m.id, protocol_id=number)} for m in models}
-    each = {m.id: scores.image_scores(store, m.id, protocol_id=number) for m in models}
-    psnr = {ref: row.values.get("psnr_db", []) for ref, row in each.items() if row is not None}
-    seen = sorted({index for pictures in stored.values() for kind, index in pictures if kind == "original"})
-    if not seen:
-        return []
-
-    def loss(index: int) -> float:
-        own = psnr.get(found.quality.reference, [])
-        others = [values[index] for ref, values in psnr.items() if ref != found.quality.reference and index < len(values)]
-        return min(others) - own[index] if others and index < len(own) else 0.0
-
-    rows = []
-    for index in sorted(seen, key=lambda i: (loss(i), i))[:MOST_IMAGES]:
-        original = next(digest for own in stored.values() if (digest := own.get(("original", index))))
-        line = [Picture(f"original {index}", store.blobs.read(original))]
-        for model in models:
-            made, values = stored[model.id].get(("reconstruction", index)), psnr.get(model.id, [])
-            said = f"{values[index]:.2f} dB" if made and index < len(values) else "not evaluated" if made is None else ""
-            line.append(Picture(f"{found.names[model.id]}\n{said}", None if made is None else store.blobs.read(made)))
-        rows.append(tuple(line))
     return [Heading("Images"), Text("The images that lose most against the reference come first."), Grid(tuple(rows))]
 
 
