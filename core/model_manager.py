@@ -19,6 +19,7 @@ from core.checks import SpecLike, changed, checked
 from core.compare import Comparison, compare
 from core.devices import default_device, devices
 from core.errors import CoreError
+from core.exports import Exports
 from core.forest import Forests
 from core.housekeeping import Housekeeping
 from core.inspection import Inspection
@@ -27,6 +28,7 @@ from core.names import model_name, pruned_name
 from core.planning import Planning
 from core.presets import preset_on
 from core.pruning.plans import predicted_layout
+from core.reporting import Reporting
 from core.reproduction import Reproduction
 from core.schedules import Round, rounds_of
 from core.settings import Settings, read_settings
@@ -43,7 +45,6 @@ from core.specs import (
     Spec,
 )
 from core.training import Training
-from core.views import Views
 from dcaecore.config import DCAEConfig
 from dcaecore.cost import Cost, estimate
 from dcaecore.layout import Layout
@@ -56,7 +57,7 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
 
 
-class ModelManager(Views, Planning, Training, Augmentations, Inspection, Reproduction, Housekeeping, Forests, Cards):
+class ModelManager(Planning, Training, Augmentations, Inspection, Reproduction, Housekeeping, Forests, Cards, Reporting, Exports):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.
@@ -208,6 +209,11 @@ class ModelManager(Views, Planning, Training, Augmentations, Inspection, Reprodu
             given = given.model_copy(update={"models": (*given.models, *rest)})
         self._check_size(first, given.image_size)
         return self._submit(given, first, device=device, name="benchmark")
+
+    def export_model(self, ref: Ref, spec: SpecLike = None) -> JobRow:
+        """Submits an export: written, checked against the model and timed, on the CPU whatever the device."""
+        given, row = self.check_export(ref, spec), self.get_model(ref)
+        return self._submit(given, row.id, device="cpu", name=f"export {given.format}")
 
     def compress(
         self,

@@ -702,6 +702,57 @@ class ScheduleSpec(Spec):
     )
 
 
+_GRAPHS = {"format": ["onnx", "torch_export"]}
+
+
+class ExportSpec(Spec):
+    """Write a model for use elsewhere, check it against the model on pinned images, and time it beside the model."""
+
+    operation: ClassVar[str] = "export"
+
+    format: Literal["onnx", "torch_export", "offshoot", "diffusers", "original"] = _field(
+        "onnx",
+        "ONNX or torch.export graphs of encoder and decoder; or safetensors with a config: ours, or (unpruned shapes only) the keys of "
+        "diffusers or of the original release.",
+        group="Export",
+    )
+    part: Literal["both", "encoder", "decoder"] = _field("both", "Which half is written.", group="Export", when=_GRAPHS)
+    dtype: Literal["float32", "float16", "bfloat16"] = _field(
+        "float32", "Precision of the weights, and of a graph's arithmetic.", group="Export"
+    )
+    quantize: Literal["none", "int8"] = _field(
+        "none", "Static 8-bit convolutions, calibrated on validation images.", group="Export",
+        when={"format": ["onnx"], "dtype": ["float32"]},
+    )  # fmt: skip
+    dynamic: bool = _field(True, "One graph for any batch and any size; else for these alone.", group="Graph", when=_GRAPHS)
+    processing: bool = _field(
+        False,
+        "The graphs take and give 8-bit images (B, H, W, 3) instead of (B, 3, H, W) in [-1, 1].",
+        group="Graph",
+        when=_GRAPHS,
+    )
+    opset: int = _field(20, "ONNX operator set.", group="Graph", ge=18, le=23, advanced=True, when={"format": ["onnx"]})
+    calibration_images: int = _field(
+        32, "Validation images that ranges are taken from.", group="Graph", ge=1, le=1000, when={"quantize": ["int8"]}
+    )
+
+    data: DataSpec = _field(DataSpec(), "Images: the check takes test images, the calibration validation images.", group="Check")
+    image_size: int = _field(
+        128, "Side of the images that the export is checked and timed on.", group="Check", ge=16, le=4096, unit="px"
+    )
+    num_images: int = _field(16, "Pinned images of the check.", group="Check", ge=1, le=1000)
+    batch_size: int = _field(1, "Images at once; a graph that is not dynamic takes no other number.", group="Check", ge=1, le=256)
+    repeats: int = _field(20, "Timed repeats of export and model, interleaved.", group="Check", ge=3, le=1000)
+
+    @model_validator(mode="after")
+    def _runs_here(self) -> Self:
+        if self.format == "onnx" and self.dtype == "bfloat16":
+            raise ValueError(
+                "onnxruntime has no bfloat16 convolutions on a CPU, so the export could not be checked; take float16"
+            )
+        return self
+
+
 SPECS: dict[str, type[Spec]] = {
     spec.operation: spec
     for spec in (
@@ -716,5 +767,6 @@ SPECS: dict[str, type[Spec]] = {
         SensitivitySpec,
         ProfileSpec,
         ReproduceSpec,
+        ExportSpec,
     )
 }

@@ -21,6 +21,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "losses": ("ReconstructionLoss", "lpips_status"),
     "metrics": ("ImageScores", "evaluate_images", "latent_drift", "means", "median_scores", "score_psnr"),
     "model": ("DCAE",),
+    "perceptual": ("LEAST_MS_SSIM_SIDE", "perceptual_scores"),
     "pinned": ("PinnedImages", "pin", "to_uint8"),
     "pretrained": ("Pretrained", "from_pretrained"),
     "sample_data": ("SAMPLE_SETS", "ensure_sample_set", "write_sample_set"),

@@ -108,16 +108,20 @@ class LiteMLA(nn.Module):
         qkv_BGDN = qkv.reshape(batch, -1, 3 * self.head_dim, height * width).to(dtype)
         q, k, v = qkv_BGDN.chunk(3, dim=2)
         kind = x_BCHW.device.type
-        # Autocast would lower the products below `dtype`; the meta device has no autocast to switch off.
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        # Autocast would lower the products below `dtype`; the meta device has none to switch off, an exported graph none at all.
+        switch = torch.amp.is_autocast_available(kind) and not torch.compiler.is_exporting()
+        with torch.autocast(kind, enabled=False) if switch else nullcontext():
             out_BGDN = _attend(q.relu(), k.relu(), v)
         out = out_BGDN.reshape(batch, -1, height, width).to(qkv.dtype)
         return x_BCHW + self.norm(self.proj(out))
 
 
 def _attend(q_BGDN: Tensor, k_BGDN: Tensor, v_BGDN: Tensor) -> Tensor:
-    """Kernel attention with ReLU features; the last row of `v` padded with ones gives the normaliser."""
-    if q_BGDN.shape[-1] <= q_BGDN.shape[-2]:
+    """Kernel attention with ReLU features; the last row of `v` padded with ones gives the normaliser.
+
+    An exported graph takes the linear form, which equals the other, whatever the size: it must serve every size.
+    """
+    if not torch.compiler.is_exporting() and q_BGDN.shape[-1] <= q_BGDN.shape[-2]:
         scores_BGNN = k_BGDN.transpose(-1, -2) @ q_BGDN
         scores_BGNN = scores_BGNN / (scores_BGNN.sum(dim=2, keepdim=True) + ATTENTION_EPS)
         return v_BGDN @ scores_BGNN

@@ -5,13 +5,13 @@ from pages.ui.boot import boot, describe, guarded
 manager = boot("Compare")
 
 import pandas as pd  # noqa: E402
-import plotly.graph_objects as go  # noqa: E402
 import streamlit as st  # noqa: E402
 
 from core.compare import METRICS  # noqa: E402
-from core.views import png_difference  # noqa: E402
-from pages.ui.chain import PALETTE  # noqa: E402
+from pages.ui.choice import front_section, quality_section, ranking_section  # noqa: E402
 from pages.ui.figures import change_text, measured_text, protocol_text, validate_and_save, watch_validations  # noqa: E402
+from pages.ui.picture_grid import images_section  # noqa: E402
+from pages.ui.shipping import export_section, report_section  # noqa: E402
 
 st.title("Compare")
 rows = {row.id: row for row in manager.list_models()}
@@ -74,59 +74,13 @@ with guarded():
             manager.promote(target)
             st.rerun()
 
-    st.subheader("Quality against cost")
-    known = [key for key in METRICS if any(comparison.figures[m.id][key].value is not None for m in comparison.models)]
-    costs = [k for k in known if METRICS[k].source != "scores"]
-    goods = [k for k in known if METRICS[k].source == "scores"]
-    if goods:
-        a, b = st.columns(2)
-        x_key = a.selectbox(
-            "Cost", costs, index=costs.index("decode_ms") if "decode_ms" in costs else 0, format_func=lambda k: METRICS[k].title
-        )
-        y_key = b.selectbox("Quality", goods, format_func=lambda k: METRICS[k].title)
-        chart, left_out = go.Figure(), []
-        for number, model in enumerate(comparison.models):
-            x, y = comparison.figures[model.id][x_key].value, comparison.figures[model.id][y_key].value
-            if x is None or y is None:
-                left_out.append(model.name)
-                continue
-            chart.add_scatter(
-                x=[x * METRICS[x_key].scale], y=[y * METRICS[y_key].scale], text=[model.name], name=model.name,
-                mode="markers+text", textposition="top center", cliponaxis=False,
-                marker={"size": 14, "color": PALETTE[number % len(PALETTE)]},
-            )  # fmt: skip
-        titles = {axis: f"{METRICS[key].title} ({METRICS[key].unit})" for axis, key in (("x", x_key), ("y", y_key))}
-        chart.update_layout(height=360, showlegend=False, margin={"t": 30, "l": 90, "r": 90}, xaxis_title=titles["x"],
-                            yaxis_title=titles["y"])  # fmt: skip
-        st.plotly_chart(chart)
-        if left_out:
-            st.caption(f"Not drawn, as one of the two figures is missing: {', '.join(left_out)}.")
-    else:
-        st.caption("No model shown has quality figures yet: *Validate*, below, measures them.")
-    st.subheader("Images")
-    errors = st.toggle("Error maps", help="Absolute difference from the original, times four.")
-    found = {ref: manager.pictures(ref) for ref in picked}
-    count = min((len(images) for images in found.values() if images), default=0)
-    scores = {ref: manager.image_psnr(ref) for ref in picked}
-    order = list(range(count))
-    if not count:
-        st.caption("No model shown has reconstructions yet: *Validate*, below, makes them.")
-    elif len(picked) > 1 and all(len(scores[ref]) >= count for ref in (picked[0], picked[-1])):
-        order.sort(key=lambda i: scores[picked[-1]][i] - scores[picked[0]][i])
-        st.caption("Sorted by what the last model loses against the first; PSNR of each image below it.")
-    for index in order:
-        places = st.columns(max(4, 1 + len(picked)))  # two alone would fill a screen each
-        original = next(images for images in found.values() if images)[index][0]
-        places[0].image(original, caption="original", width="stretch")
-        for place, ref in zip(places[1:], picked, strict=False):
-            if not found[ref]:
-                place.caption("not evaluated")
-                continue
-            made = found[ref][index][1]
-            if errors:
-                made = png_difference(original, made)
-            psnr = f" · {scores[ref][index]:.2f} dB" if len(scores[ref]) > index else ""
-            place.image(made, caption=f"{rows[ref].name}{psnr}", width="stretch")
+    quality_section(manager, comparison)
+    front_section(manager, comparison)
+    ranking_section(manager, comparison)
+    images_section(manager, comparison)
+    report_section(manager, comparison.models)
+    export_section(manager, comparison.models)
+    st.subheader("Models")
     for ref in picked:
         with st.expander(rows[ref].name):
             validate_and_save(manager, rows[ref], key=f"compare-{ref}")

@@ -19,6 +19,7 @@ MODULES: dict[str, str] = {
     "sensitivity": "core.operations.sensitivity",
     "profile": "core.operations.profile",
     "reproduce": "core.operations.reproduce",
+    "export": "core.operations.export",
 }
 
 

@@ -12,7 +12,17 @@ from core.operations.images import open_parts
 from core.operations.models import Loaded, load
 from core.operations.retrain import png
 from core.specs import EvaluateSpec
-from dcaecore import DCAE, ReconstructionLoss, evaluate_images, latent_drift, means, median_scores, pin
+from dcaecore import (
+    DCAE,
+    LEAST_MS_SSIM_SIDE,
+    ReconstructionLoss,
+    evaluate_images,
+    latent_drift,
+    means,
+    median_scores,
+    perceptual_scores,
+    pin,
+)
 from store import NewImage, NewScores, baseline_of
 
 PROTOCOL_VERSION = 1
@@ -44,7 +54,8 @@ def run(spec: EvaluateSpec, context: Context) -> Outcome:
 
     scores = evaluate_images(reconstruct, pinned, batch_size=spec.batch_size, device=context.device, autocast=autocast, loss=loss)
     context.check()
-    found = {**scores.per_image, **({"latent_drift": np.array(drift)} if drift else {})}
+    seen = perceptual_scores(scores.reconstructions, pinned.images, pinned.content)
+    found = {**scores.per_image, **seen, **({"latent_drift": np.array(drift)} if drift else {})}
     averages = means(found)
     protocol = {
         "version": PROTOCOL_VERSION,
@@ -55,6 +66,8 @@ def run(spec: EvaluateSpec, context: Context) -> Outcome:
         "source": f"{spec.data.kind}:{spec.data.location}",
         "loss": "l1",
     }
+    if "ms_ssim" not in averages:
+        context.log("info", f"No MS-SSIM: its coarsest scale needs images of {LEAST_MS_SSIM_SIDE} px.")
     pictures = []
     for index in range(min(spec.num_save_images, len(pinned))):
         pictures.append(NewImage(index, png(pinned.images[index]), "original"))

@@ -16,6 +16,7 @@ from core.model_manager import ModelManager
 from core.settings import Settings, read_settings
 from core.solver.search import COSTS
 from core.specs import SPECS, RetrainSpec, ScheduleSpec, Spec
+from core.terminal import compare as compare_verbs
 from core.terminal import demo as demo_job
 from core.terminal import inspection, output, training
 from core.terminal import lineage as lineage_verbs
@@ -139,6 +140,25 @@ def profile(model: str = "current", spec: Path | None = None, **options: Any) ->
     finish(manager, manager.profile_latency(manager.get_model(model).id, spec_values(SPECS["profile"], options, spec)))
 
 
+def export(
+    model: str = "current",
+    spec: Path | None = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write the files into, once they are checked.")] = None,
+    **options: Any,
+) -> None:
+    """Write a model for use elsewhere: ONNX, torch.export, safetensors; checked against the model and timed."""
+    manager = state.manager()
+    job = manager.export_model(manager.get_model(model).id, spec_values(SPECS["export"], options, spec))
+    if state.detach:
+        finish(manager, job)
+        return
+    output.follow(manager, job, quiet=state.json)
+    made = manager.export(job.id)
+    if out is not None:
+        manager.save_export(job.id, out)
+    output.emit(made.to_json()) if state.json else output.show_export(made)
+
+
 def prune_in_rounds(
     model: str = "current",
     spec: Path | None = None,
@@ -169,6 +189,7 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...], dict[str, type[Sp
     ("benchmark", benchmark, ("models",), {}),
     ("sensitivity", sensitivity, (), {}),
     ("profile", profile, (), {}),
+    ("export", export, (), {}),
 )
 for _verb, _function, _skip, _also in _VERBS:
     _first = {"import": "source", "benchmark": "models"}.get(_verb, "model")
@@ -210,11 +231,7 @@ def solve(
     finish(manager, manager.prune_model(row.id, proposal.spec))
 
 
-@app.command("compare")
-def compare_models(models: list[str]) -> None:
-    """Figures of models side by side."""
-    comparison = state.manager().compare(models)
-    output.emit(comparison.to_json()) if state.json else output.show_comparison(comparison)
+compare_verbs.add_to(app)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from rich.table import Table
 import store.jobs as jobs
 from core.compare import METRICS, Comparison
 from core.errors import CoreError
+from core.exports import Export
 from core.model_manager import ModelManager
 from core.planning import Proposal
 from core.solver.sensitivity import SensitivityTable
@@ -127,6 +128,24 @@ def show_proposal(proposal: Proposal) -> None:
     console.print(
         f"Quality: in one shot, before any retraining, on validation images. {proposal.latency_text()}", highlight=False
     )
+
+
+def show_export(export: Export) -> None:
+    """What was written, how near it is to the model, and how fast."""
+    check, timed = export.check, export.benchmark
+    lines = [export.title, *(f"  {file['name']}  {file['bytes'] / 1e6:.2f} MB" for file in export.files)]
+    lines.append(
+        f"  {check['psnr_to_model_db']:.1f} dB from the model on {check['num_images']:.0f} images; PSNR {check['psnr_db']:.2f} dB, the "
+        f"model's {check['model_psnr_db']:.2f} dB"
+    )
+    for part in ("encode", "decode"):
+        if f"export_{part}_ms" in timed:
+            lines.append(
+                f"  {part} {timed[f'export_{part}_ms']:.2f} ms in {timed['runtime']}, {timed[f'model_{part}_ms']:.2f} ms in torch"
+            )
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+    console.print("Checked: good." if export.good else "Not good: " + " ".join(export.reasons), markup=False, highlight=False)
 
 
 def lineage_lines(manager: ModelManager) -> list[tuple[int, Any]]:

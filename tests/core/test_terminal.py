@@ -36,6 +36,8 @@ VERBS = [
     "inspect",
     "rewrite",
     "reset",
+    "report",
+    "export",
 ]
 
 
@@ -87,8 +89,19 @@ def test_the_quick_demo_and_every_verb(call, tmp_path):
     assert call("benchmark", "sparse", "dcae_tiny", "--image-size", "32", "--repeats", "3")[0] == 0
     code, table = call("compare", "sparse", "dcae_tiny")
     assert table["data"]["models"][0]["figures"]["decode_ms"]["value"] > 0
+    assert set(table["data"]["front"]["left_out"]) == {row["id"] for row in table["data"]["models"] if row["name"] != "sparse"}
+    code, ranked = call("compare", "sparse", "dcae_tiny", "--weights", '{"decode_ms": 1}')
+    assert code == 0 and len(ranked["data"]["ranking"]["ranked"]) == 2
+    assert call("compare", "sparse", "--weights", "much")[1]["error"]["code"] == "weight"
+    assert call("compare", "sparse", "--front", "decode_ms")[1]["error"]["code"] == "metric"
+    code, made = call("report", "sparse", "dcae_tiny", "--format", "json", "--out", str(tmp_path))
+    assert code == 0 and len(json.loads(Path(made["data"]["path"]).read_text())["models"]) == 2
+    assert call("report", "sparse", "--format", "docx")[1]["error"]["legal"][0] == "html"
+    brief = ("--image-size", "32", "--num-images", "2", "--repeats", "3")
+    code, made = call("export", "sparse", "--format", "offshoot", "--out", str(tmp_path / "out"), *brief)
+    assert code == 0 and made["data"]["good"] and (tmp_path / "out" / "run.py").exists()
     rows = call("jobs")[1]["data"]
-    assert {row["operation"] for row in rows} == {"import", "prune", "retrain", "evaluate", "benchmark"}
+    assert {row["operation"] for row in rows} == {"import", "prune", "retrain", "evaluate", "benchmark", "export"}
     assert call("jobs", rows[0]["id"])[1]["data"]["log"]
     assert call("verify") == (0, {"v": 1, "ok": True, "data": []})
 

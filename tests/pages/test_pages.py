@@ -115,3 +115,87 @@ def test_a_schedule_is_chosen_seen_and_run_from_the_form(settings, manager):
     assert [job.spec.get("apply") for job in jobs] == ["mask", None, "cut", None] and jobs[0].parent_model_id == tiny.id
     for job in reversed(manager.jobs(states=("queued", "blocked", "running", "starting"))):
         manager.control(job.id, "cancel")
+
+
+CHOICE = """
+import sys
+from streamlit.testing.v1 import AppTest
+app = AppTest.from_file("Home.py", default_timeout=60)
+app.switch_page("pages/4_Compare.py")
+app.query_params["models"] = sys.argv[2].split("=")[1]
+app.run()
+def box(label):
+    assert not app.exception, app.exception[0].stack_trace
+    return next(b for b in app.selectbox if b.label == label)
+heads = [h.value for h in app.subheader]
+assert heads[:3] == ["Is the difference real?", "Quality against cost", "Ranking"], heads
+assert any("On the Pareto front" in c.value for c in app.caption)
+tables = [table.value for table in app.dataframe]
+real = next(t for t in tables if any("p " in str(v) for v in t.iloc[:, -1]))
+assert real.iloc[0, 0] == "PSNR" and "[" in real.iloc[0, 1] and "paired" not in real.iloc[0, 1]
+box("Across").set_value("parameters").run()
+box("Against").set_value(box("Against").options and sys.argv[2].split(",")[1]).run()
+assert not app.exception, app.exception[0].stack_trace
+turned = next(t.value for t in app.dataframe if any("p " in str(v) for v in t.value.iloc[:, 1]))
+assert "p " in turned.iloc[0, 1] and "p " not in str(turned.iloc[0, 2]), turned
+def ranked():
+    return [t.value for t in app.dataframe if "score" in t.value.columns][0]
+for slider in app.slider:
+    if slider.label in ("Parameters", "Decode", "PSNR", "Foreground PSNR"):
+        slider.set_value(1.0 if slider.label == "Parameters" else 0.0)
+app.run()
+assert list(ranked().score) == [1.0, 0.0]
+print("FIRST", ranked().model[0])
+for slider in app.slider:
+    slider.set_value(0.5)
+app.run()
+next(t for t in app.toggle if t.label == "Radar").set_value(True).run()
+assert not app.exception, app.exception[0].stack_trace
+"""
+
+
+def test_the_choice_is_made_on_the_page(settings, family, manager):
+    said = drive(settings, "pages/4_Compare.py", f"models={','.join(family)}", script=CHOICE)
+    assert f"FIRST {manager.get_model(family[1]).name}" in said, "the pruned model has fewer parameters"
+
+
+SHIPPING = """
+import sys
+from streamlit.testing.v1 import AppTest
+app = AppTest.from_file("Home.py", default_timeout=60)
+app.switch_page("pages/4_Compare.py")
+app.query_params["models"] = sys.argv[2].split("=")[1]
+app.run()
+def fine():
+    assert not app.exception, app.exception[0].stack_trace
+    return app
+def box(label):
+    return next(b for b in fine().selectbox if b.label == label)
+labels = {b.label for b in app.get("download_button")}
+assert {"HTML", "PDF", "Markdown", "CSV", "JSON", "All of them"} <= labels, labels
+assert any("Sorted by the most that any model loses" in c.value for c in app.caption)
+box("format").set_value("onnx").run()
+assert {"dtype", "quantize", "part"} <= {b.label for b in fine().selectbox}
+box("format").set_value("offshoot").run()
+assert not {"quantize", "part"} & {b.label for b in fine().selectbox}, "what does not apply is not there"
+box("format").set_value("diffusers").run()
+next(b for b in app.button if b.label == "Export").click().run()
+assert any("whole stages" in e.value for e in fine().error), [e.value for e in app.error]
+box("Left").set_value(sys.argv[2].split("=")[1].split(",")[0]).run()
+next(s for s in fine().slider if s.label == "Divide at").set_value(20).run()
+next(s for s in fine().select_slider if s.label == "Zoom").set_value(4).run()
+assert "Across" in {s.label for s in fine().slider}
+box("format").set_value("offshoot").run()
+box("Model to export").set_value(sys.argv[2].split(",")[1]).run()
+next(b for b in app.button if b.label == "Export").click().run()
+print("QUEUED", not fine().error)
+"""
+
+
+def test_reports_exports_and_a_closer_look_are_on_the_page(settings, family, manager):
+    said = drive(settings, "pages/4_Compare.py", f"models={','.join(family)}", script=SHIPPING)
+    assert "QUEUED True" in said
+    job = next(job for job in manager.jobs() if job.operation == "export")
+    assert manager.wait(job.id, 120).result["good"] and job.parent_model_id == family[1]
+    again = drive(settings, "pages/4_Compare.py", f"models={','.join(family)}")
+    assert "ERRORS []" in again and "TORCH False" in again

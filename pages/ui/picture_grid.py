@@ -1,0 +1,69 @@
+"""Images of a comparison: a grid with what got worse first, and a close look at any two of them."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.compare import Comparison
+from core.model_manager import ModelManager
+from core.seeing import ImageLine, image_lines, split_picture, zoomed
+from core.views import png_difference
+
+ORIGINAL = "original"
+MOST_ROWS = 8
+"""Rows shown at first: 64 images of eight models would be 576 pictures."""
+
+
+def images_section(manager: ModelManager, comparison: Comparison) -> None:
+    """Rows are images, columns models."""
+    st.subheader("Images")
+    names = {model.id: model.name for model in comparison.models}
+    reference = manager.quality(comparison).reference
+    lines = image_lines(manager.store, comparison, reference)
+    if not lines:
+        st.caption("No model shown has reconstructions yet: *Validate*, below, makes them.")
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        errors = st.toggle("Error maps", help="Absolute difference from the original, times four.")
+        every = len(lines) > MOST_ROWS and st.toggle(f"All {len(lines)} images")
+    if any(line.regression_db is not None for line in lines):
+        st.caption(f"Sorted by the most that any model loses against {names[reference]}; PSNR of each image below it.")
+    for line in lines if every else lines[:MOST_ROWS]:
+        places = st.columns(max(4, 1 + len(names)))  # two alone would fill a screen each
+        original = manager.store.blobs.read(line.original)
+        places[0].image(original, caption=ORIGINAL, width="stretch")
+        for place, ref in zip(places[1:], names, strict=False):
+            if ref not in line.made:
+                place.caption(f"{names[ref]}: not evaluated on these images")
+                continue
+            made = manager.store.blobs.read(line.made[ref])
+            psnr = f" · {line.psnr_db[ref]:.2f} dB" if ref in line.psnr_db else ""
+            place.image(png_difference(original, made) if errors else made, caption=f"{names[ref]}{psnr}", width="stretch")
+    _closer(manager, lines, names)
+
+
+@st.fragment
+def _closer(_manager: ModelManager, lines: list[ImageLine], names: dict[str, str]) -> None:
+    """Any two of an image's pictures, one laid over the other up to where the slider stands, as large as pixels get."""
+    st.markdown("**A closer look**")
+    by_index = {line.index: line for line in lines}
+    controls, shown = st.columns([1, 2])
+    with controls:
+        index = st.selectbox("Image", list(by_index), format_func=lambda i: f"image {i}", key="closer-image")
+        line = by_index[index]
+        sides = [ORIGINAL, *(ref for ref in names if ref in line.made)]
+
+        def said(ref: str) -> str:
+            return names.get(ref, ORIGINAL)
+
+        left = st.selectbox("Left", sides, index=0, format_func=said, key="closer-left")
+        right = st.selectbox("Right", sides, index=len(sides) - 1, format_func=said, key="closer-right")
+        share = st.slider("Divide at", 0, 100, 50, format="%d %%", key="closer-share")
+        zoom = st.select_slider("Zoom", [1, 2, 4, 8], value=1, key="closer-zoom")
+        across = down = 0.5
+        if zoom > 1:
+            across = st.slider("Across", 0.0, 1.0, 0.5, 0.05, key="closer-across")
+            down = st.slider("Down", 0.0, 1.0, 0.5, 0.05, key="closer-down")
+    pngs = [_manager.store.blobs.read(line.original if ref == ORIGINAL else line.made[ref]) for ref in (left, right)]
+    parts = [zoomed(png, zoom, across, down) for png in pngs]
+    shown.image(split_picture(*parts, share / 100), caption=f"{said(left)} | {said(right)}", width=512)
