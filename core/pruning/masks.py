@@ -57,10 +57,13 @@ def _around(name: str, values: np.ndarray, low: float, high: float) -> tuple[int
     """How many non-zero magnitudes are below the bracket, and those in it; raises CoreError for values that are not finite."""
     below, inside = 0, []
     for chunk in _chunks(values):
-        if not np.isfinite(np.add.reduce(chunk, dtype=np.float64)):
+        if not np.isfinite(chunk.max()):
             raise _damaged(name)
-        below += int(np.count_nonzero(chunk < low)) - (len(chunk) - int(np.count_nonzero(chunk)) if low > 0 else 0)
-        inside.append(chunk[(chunk >= low) & (chunk <= high) & (chunk > 0)])
+        under = chunk < low
+        if low > 0:
+            below += int(np.count_nonzero(under)) - int(np.count_nonzero(chunk == 0))
+        found = chunk[np.greater(chunk <= high, under)]
+        inside.append(found if low > 0 else found[found > 0])
     return below, np.concatenate(inside) if inside else np.zeros(0, np.float32)
 
 

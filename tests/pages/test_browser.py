@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from core.model_manager import ModelManager
+from core.specs import METHOD_TITLES
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("OFFSHOOT_CHROMIUM") or shutil.which("chromium")
@@ -123,3 +124,25 @@ def test_the_server_dies_in_mid_job_and_nothing_is_lost(server, page, manager: M
     while manager.job(job.id).state != "cancelled" and time.monotonic() < end:
         time.sleep(0.1)
     assert manager.job(job.id).state == "cancelled" and len(manager.list_models()) == 1
+
+
+def test_every_method_goes_from_the_form_to_the_store(server, page, manager: ModelManager):
+    tiny = manager.current()
+    assert tiny is not None
+    for method in METHOD_TITLES:
+        page.goto(f"{server.url}/Prune?model={tiny.id}")
+        box = page.get_by_test_id("stSelectbox").filter(has=page.get_by_text("method", exact=True))
+        box.get_by_role("combobox").click()
+        page.get_by_role("option", name=method, exact=True).click()
+        page.get_by_text(METHOD_TITLES[method]).wait_for()
+        if method == "two_four":
+            page.get_by_text("skip unfit", exact=True).click()
+        page.get_by_text("Then retrain and compare", exact=True).click()
+        page.get_by_test_id("stCheckbox").filter(has_text="Then retrain").get_by_role("checkbox", checked=False).wait_for(
+            state="attached"
+        )
+        page.get_by_role("button", name="Run", exact=True).click()
+        page.get_by_role("heading", name="Compare", exact=True).wait_for(timeout=120_000)
+        made = manager.list_models(limit=1)[0]
+        assert made.kind == "pruned" and made.parent_id == tiny.id and made.spec["method"] == method
+        assert manager.get_model_metrics(made.id)["psnr_db"] is not None
