@@ -9,31 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import machine, table, write_section
+from core.checks import changed
 from core.model_manager import ModelManager
+from core.presets import PRESETS
 from core.settings import read_settings
+from core.specs import PruneSpec
 from dcaecore.sample_data import ensure_sample_set
 from store import MeasurementRow
 from store.jobs import list_jobs
 from store.scores import measurements
 
-KINDS = ["mid", "hidden", "heads", "stream"]
-NARROW = {
-    "part": "decoder",
-    "kinds": KINDS,
-    "rate": 0.75,
-    "site_rates": {
-        "mid": 0.5,
-        "heads": 0.5,
-        "decoder.stages.1.stream": 0.5,
-        "decoder.stages.2.stream": 0.5,
-        "decoder.stages.3.stream": 0.25,
-        "decoder.stages.4.stream": 0.0,
-        "decoder.stages.5.stream": 0.0,
-    },
-}
-"""Most where the milliseconds are: the finest stages' streams and the wide GLUs of stage 3. Widths are multiples of 16."""
+NARROW = PRESETS["medium"].prune
+"""Most goes where the milliseconds are: the finer stages' streams and the wide GLUs. Widths stay multiples of 16."""
 RECIPE = {
-    "batch_size": 8, "warmup_epochs": 1, "init_lr": 2e-3, "weight_decay": 0.0, "foreground_weight": 21.0, "frozen_part": "encoder",
+    "batch_size": 8, "warmup_epochs": 1, "init_lr": 2e-3, "weight_decay": 0.0, "foreground_weight": 12.0, "frozen_part": "encoder",
     "reconstruction_loss": "l1+mse", "betas": [0.9, 0.99], "ema_decay": 0.995, "val_steps": 32, "eval_interval": 5,
     "best_metric": "foreground_psnr_db",
 }  # fmt: skip
@@ -46,14 +35,14 @@ class Way:
     """How a model of the table is made; epochs of 50 steps, as many as ten minutes allow on an idle machine."""
 
     title: str
-    prune: dict[str, Any] | None
+    prune: PruneSpec | None
     epochs: int
     recipe: dict[str, Any]
 
 
 WAYS = (
-    Way("Offshoot", {"method": "structured", "score": "obs", **NARROW}, 40, RECIPE),
-    Way("plain L2, same widths", {"method": "structured", "score": "l2", "compensate": False, **NARROW}, 40, RECIPE),
+    Way("Offshoot", NARROW, 42, RECIPE),
+    Way("plain L2, same widths", changed(NARROW, score="l2", compensate=False), 42, RECIPE),
     Way("dense, retrained", None, 24, RECIPE),
 )
 

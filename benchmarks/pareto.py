@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fast_decoder import KINDS, RECIPE
+from benchmarks.fast_decoder import RECIPE
 from benchmarks.results import machine, table, write_section
 from core.choice import pareto_front
 from core.model_manager import ModelManager
@@ -51,7 +51,13 @@ def main() -> None:
 
 def make(manager: ModelManager, dense: str, ratio: str, way: str) -> str:
     """The retrained model."""
-    how = {**WAYS[way], "part": "decoder", "kinds": KINDS, "rate": 0.5, "site_rates": RATIOS[ratio]}
+    how = {
+        **WAYS[way],
+        "part": "decoder",
+        "kinds": ["mid", "hidden", "heads", "stream"],
+        "rate": 0.5,
+        "site_rates": RATIOS[ratio],
+    }
     retrain = {**RECIPE, "n_epochs": STEPS // 50, "steps_per_epoch": 50}
     pruned = manager.prune_model(dense, how)
     trained = manager.retrain_model({"job": pruned.id}, retrain, name=f"{ratio}: {way}")
