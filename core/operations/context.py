@@ -58,6 +58,7 @@ class Context:
         self.metrics = MetricWriter(store, job.id, job.attempt)
         self._log = (self.folder / LOG_NAME).open("a", buffering=1)
         self._reported = 0.0
+        self.pause_step: int | None = None
 
     def log(self, level: str, message: str) -> None:
         """One line of the job's log."""
@@ -76,8 +77,9 @@ class Context:
             jobs.set_progress(self.store, self.job, fraction, message, eta_s)
 
     def poll(self) -> Literal["run", "pause", "cancel", "checkpoint"]:
-        """What is asked of the job now."""
-        return jobs.read_control(self.store, self.job)  # type: ignore[return-value]
+        """What is asked of the job now; `pause_step` is then the step to pause at, where one was asked for."""
+        verb, self.pause_step = jobs.read_request(self.store, self.job)
+        return verb  # type: ignore[return-value]
 
     def check(self) -> None:
         """For operations without checkpoints: raises Cancelled, and takes a pause as a wait at this point."""

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import store as st
+from core.augmentations import AUGMENTATIONS
 from core.operations.context import Context
 from core.operations.models import load
 from core.operations.retrain import train_settings
@@ -156,6 +157,7 @@ def test_every_training_field_reaches_the_loop():
     standard = train_settings(RetrainSpec())
     settings = train_settings(spec)
     outside = {"data", "image_size", "batch_size", "val_steps", "num_save_images", "num_workers", "teacher"}
+    outside |= {"resize_method", "good_as", *AUGMENTATIONS}  # of the images, and a figure of another model
     for name, value in spec.model_dump().items():
         assert name in outside or getattr(settings, name) == value != getattr(standard, name), name
     assert settings.betas == (0.5, 0.6) and settings.total_steps == spec.total_steps
