@@ -33,7 +33,7 @@ def _preset(title: str, help: str, fine: float, deep: float, epochs: int) -> Pre
         title=title,
         help=help,
         prune=PruneSpec.model_validate({
-            "method": "structured", "score": "obs", "part": "decoder", "rate": 0.5, "site_rates": {"hidden": 0.75, **streams},
+            "method": "structured", "score": "obs", "part": "decoder", "rate": 0.5, "site_rates": {"decoder.hidden": 0.75, **streams},
             "kinds": (*INTERNAL_KINDS, *(("stream",) if streams else ())),
         }),
         retrain=RetrainSpec(

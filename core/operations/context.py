@@ -58,7 +58,6 @@ class Context:
         self.metrics = MetricWriter(store, job.id, job.attempt)
         self._log = (self.folder / LOG_NAME).open("a", buffering=1)
         self._reported = 0.0
-        self.pause_step: int | None = None
 
     def log(self, level: str, message: str) -> None:
         """One line of the job's log."""
@@ -76,9 +75,12 @@ class Context:
             self._reported = now
             jobs.set_progress(self.store, self.job, fraction, message, eta_s)
 
-    def poll(self) -> Literal["run", "pause", "cancel", "checkpoint"]:
-        """What is asked of the job now; `pause_step` is then the step to pause at, where one was asked for."""
-        verb, self.pause_step = jobs.read_request(self.store, self.job)
+    def poll(self, steps_done: int | None = None) -> Literal["run", "pause", "cancel", "checkpoint"]:
+        """What is asked of the job now, with so many steps behind it where it counts steps: a pause may be asked for at one."""
+        verb, pause_step = jobs.read_request(self.store, self.job)
+        if steps_done is not None and pause_step is not None and steps_done >= pause_step and jobs.reached(self.store, self.job):
+            self.log("info", f"{pause_step} steps are done, as asked.")
+            return "pause"
         return verb  # type: ignore[return-value]
 
     def check(self) -> None:

@@ -58,11 +58,7 @@ class JobCallbacks:
     def poll(self) -> Literal["run", "pause", "cancel", "checkpoint"]:
         steps_done = self.first_step + self.polls
         self.polls += 1
-        verb, pause_step = self.context.poll(), self.context.pause_step
-        if pause_step is not None and steps_done >= pause_step and jobs.reached(self.context.store, self.context.job):
-            self.context.log("info", f"{pause_step} steps are done, as asked.")
-            return "pause"
-        return verb
+        return self.context.poll(steps_done)
 
     def wait_paused(self) -> Literal["run", "cancel", "release"]:
         since = time.monotonic()

@@ -71,8 +71,9 @@ def tiny(worker):
     return worker.bench.add()
 
 
-def test_every_verb_is_tested_here():
-    called = {node.attr for node in ast.walk(ast.parse(Path(__file__).read_text())) if isinstance(node, ast.Attribute)}
+def test_every_verb_is_tested_beside_this():
+    sources = [ast.parse(path.read_text()) for path in Path(__file__).parent.glob("test_*.py")]
+    called = {node.attr for source in sources for node in ast.walk(source) if isinstance(node, ast.Attribute)}
     verbs = {name for name, _ in inspect.getmembers(ModelManager, inspect.isfunction) if not name.startswith("_")}
     assert verbs <= called, verbs - called
 
@@ -279,6 +280,19 @@ def test_what_a_retraining_left_is_shown(manager, tiny):
 def test_minutes_are_told_before_anything_was_measured(manager, tiny):
     light, medium = (manager.predicted_seconds(tiny.id, preset) for preset in ("light", "medium"))
     assert 0 < light < medium
+
+
+def test_the_encoder_is_held_where_only_decoders_were_pruned(manager, tiny):
+    assert manager.held_part(tiny.id) == "none" and manager.held_part(tiny.id, "decoder") == "encoder"
+    assert manager.held_part(tiny.id, "both") == "none"
+    of_decoder = manager.wait(manager.prune_model(tiny.id, {"rate": 0.5, "part": "decoder"}).id).model_id
+    assert manager.held_part(of_decoder) == "encoder"
+    of_both = manager.wait(manager.prune_model(of_decoder, {"rate": 0.2}).id).model_id
+    assert manager.held_part(of_both) == manager.held_part(of_both, "decoder") == "none"
+    given = {"retrain": None, "evaluate": EVALUATE, "benchmark": BENCHMARK, "image_size": 32}
+    held = [manager.compress(tiny.id, "light", prune=prune, **given) for prune in (None, {"rate": 0.5})]
+    parts = [next(job.spec["frozen_part"] for job in chain if job.operation == "retrain") for chain in held]
+    assert parts == ["encoder", "none"]
 
 
 def test_a_queued_job_has_no_log_yet(manager, tiny, worker):

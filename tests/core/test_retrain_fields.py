@@ -66,9 +66,9 @@ class Watching(Context):
 
     loaders = 0
 
-    def poll(self):
+    def poll(self, steps_done=None):
         self.loaders = max(self.loaders, sum(thread.name.startswith("loader") for thread in threading.enumerate()))
-        return super().poll()
+        return super().poll(steps_done)
 
 
 class Bench:

@@ -41,7 +41,7 @@ def choose(label, value):
 assert "schedule" in labels() and "rounds" not in labels()
 choose("schedule", "linear")
 assert "rounds" in labels(), labels()
-assert any("Round 4: prune at 0.5, then 150 steps" in c.value for c in app.caption), [c.value for c in app.caption]
+assert any("Round 4: prune at 0.5, then 250 steps" in c.value for c in app.caption), [c.value for c in app.caption]
 choose("schedule", "iterative")
 next(box for box in app.number_input if box.label == "rounds").set_value(9).run()
 assert "9 rounds are too many" in app.error[0].value and not any(b.label == "Run" for b in app.button)
