@@ -44,6 +44,8 @@ def test_activations_computed_again_give_the_same_bits_and_leave_the_model_as_it
     assert all(torch.equal(value, two.state[name]) for name, value in one.state.items())
 
 
+# torch's own compiler imports what torch has deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_model_trains_to_nearly_the_same_weights(stream, pinned):  # noqa: F811
     settings = replace(QUICK, n_epochs=1, optimizer_name="sgd", momentum=0.0)
     one = train(tiny(), settings, stream, pinned)

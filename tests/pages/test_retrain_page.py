@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.pages.test_pages import drive
 
 FIELDS = {
-    "image_size": 32, "batch_size": 2, "n_epochs": 200, "steps_per_epoch": 2, "warmup_epochs": 0, "init_lr": 1e-3, "val_steps": 4,
+    "image_size": 32, "batch_size": 2, "n_epochs": 5000, "steps_per_epoch": 2, "warmup_epochs": 0, "init_lr": 1e-3, "val_steps": 4,
     "num_save_images": 1, "eval_interval": 50,
 }  # fmt: skip
 
@@ -28,6 +28,8 @@ def until(what, seconds=60):
     while not what():
         assert time.monotonic() < end, manager.job(job.id)
         time.sleep(0.1)
+until(lambda: manager.job(job.id).state == "running" and manager.steps_done(job.id) > 0)
+app.run()
 button("Pause").click().run()
 until(lambda: manager.job(job.id).state == "paused" and manager.job(job.id).pid is None)
 app.run()
