@@ -16,6 +16,7 @@ MODULES: dict[str, str] = {
     "sensitivity": "core.operations.sensitivity",
     "profile": "core.operations.profile",
     "export": "core.operations.export",
+    "reconstruct": "core.operations.reconstruct",
 }
 
 

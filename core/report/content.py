@@ -77,7 +77,9 @@ def _summary(found: Findings) -> list[Block]:
 
 
 def _figures(found: Findings) -> list[Block]:
-    comparison, models, rows, tones = found.comparison, found.comparison.models, [], {}
+    comparison, models = found.comparison, found.comparison.models
+    rows: list[tuple[str, ...]] = []
+    tones: dict[tuple[int, int], str] = {}
     for key, metric in METRICS.items():
         figures = [comparison.figures[m.id][key] for m in models]
         if all(figure.value is None for figure in figures):
@@ -101,7 +103,9 @@ def _figures(found: Findings) -> list[Block]:
 
 
 def _quality(found: Findings) -> list[Block]:
-    models, quality, rows, tones = found.comparison.models, found.quality, [], {}
+    models, quality = found.comparison.models, found.quality
+    rows: list[tuple[str, ...]] = []
+    tones: dict[tuple[int, int], str] = {}
     for key in shown_metrics(quality, [m.id for m in models]):
         metric, cells = METRICS[key], []
         for column, model in enumerate(models, 1):
