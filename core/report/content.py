@@ -87,7 +87,7 @@ def _figures(found: Findings) -> list[Block]:
         cells = []
         for column, figure in enumerate(figures, 1):
             change = figure.against_baseline
-            cells.append(metric.text(figure.value) + ("" if change is None else f" ({figure.change_text(change)})"))
+            cells.append(metric.text(figure.value) + ("" if change is None else f", {figure.change_text(change)}"))
             better = figure.better(change)
             if better is not None:
                 tones[len(rows), column] = "better" if better else "worse"
@@ -96,7 +96,7 @@ def _figures(found: Findings) -> list[Block]:
     notes = [Text(note, warning=True) for note in comparison.notes]
     return [
         Heading("Figures"),
-        Text("In brackets the change against the model's own baseline."),
+        Text("Beside each value its change against the model's own baseline."),
         Table(header, tuple(rows), tones),
         *notes,
     ]
