@@ -79,7 +79,8 @@ class Figure:
 
     def change_text(self, change: float) -> str:
         """The relative change; in brackets the difference too, where the unit is dB or per cent and a ratio says little."""
-        if self.value is None or self.metric.unit not in ("dB", "%"):
+        # What fell to zero no longer tells where it fell from.
+        if not self.value or self.metric.unit not in ("dB", "%"):
             return f"{change:+.1%}"
         difference = (self.value - self.value / (1 + change)) * self.metric.scale
         return f"{change:+.1%} ({difference:+.2f} {'points' if self.metric.unit == '%' else self.metric.unit})"

@@ -39,12 +39,14 @@ from core.specs import (
     ImportSpec,
     ProfileSpec,
     PruneSpec,
+    ReconstructSpec,
     RetrainSpec,
     ScheduleSpec,
     SensitivitySpec,
     Spec,
 )
 from core.training import Training
+from core.uploads import checked_upload
 from dcaecore.config import DCAEConfig
 from dcaecore.cost import Cost, estimate
 from dcaecore.layout import Layout
@@ -214,6 +216,17 @@ class ModelManager(Planning, Training, Augmentations, Inspection, Reproduction, 
         """Submits an export: written, checked against the model and timed, on the CPU whatever the device."""
         given, row = self.check_export(ref, spec), self.get_model(ref)
         return self._submit(given, row.id, device="cpu", name=f"export {given.format}")
+
+    def reconstruct(self, refs: Sequence[Ref], image: bytes, *, image_size: int = 128, name: str = "the upload") -> JobRow:
+        """Submits one picture (a file's bytes) to some models; it goes before long jobs. Raises CoreError for what is no plain picture."""
+        first, *rest = [self.get_model(ref).id for ref in refs]
+        spec = checked(
+            ReconstructSpec,
+            {"image_digest": self.store.blobs.put_bytes(checked_upload(image, name)), "image_size": image_size, "models": rest},
+        )
+        for ref in (first, *rest):
+            self._check_size(ref, image_size)
+        return self._submit(spec, first, name="reconstruct", interactive=True)
 
     def compress(
         self,

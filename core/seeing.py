@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+import store.jobs as jobs
 import store.scores as scores
 from core.compare import Comparison
 from core.errors import CoreError
-from store import Store
+from store import JobRow, Store
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,43 @@ def image_lines(store: Store, comparison: Comparison, reference: str, *, by_loss
                 originals.setdefault(index, digest)
     lines = []
     for index, original in sorted(originals.items()):
-        made = {ref: digest for ref, own in pictures.items() if (digest := own.get(("reconstruction", index)))}
+        made = {ref: own["reconstruction", index] for ref, own in pictures.items() if ("reconstruction", index) in own}
         figures = {ref: values[index] for ref, values in psnr.items() if index < len(values)}
         others = [value for ref, value in figures.items() if ref != reference]
         loss = min(others) - figures[reference] if others and reference in figures else None
         lines.append(ImageLine(index, original, made, figures, loss))
     return sorted(lines, key=lambda line: (line.regression_db or 0.0, line.index)) if by_loss else lines
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A picture as the models saw it, and each model's id, PSNR over its content, reconstruction and latent channels (PNG)."""
+
+    original: bytes
+    models: tuple[tuple[str, float, bytes, bytes], ...]
+
+
+def reconstruction(store: Store, job: str) -> Reconstruction | None:
+    """What a reconstruct job made; None while it is not done. Raises CoreError for another kind of job, or one that failed."""
+    row: JobRow = jobs.get_job(store, job)
+    if row.operation != "reconstruct":
+        raise CoreError(f"{row.name} reconstructs nothing.", code="no_reconstruction", given=row.id, legal="a job of reconstruct")
+    if row.state in ("failed", "cancelled"):
+        error = row.error or {}
+        raise CoreError(error.get("message") or f"The reconstruction was {row.state}.", code=error.get("code", row.state))
+    if row.state != "done":
+        return None
+    found = row.result
+    made = tuple(
+        (
+            one["model_id"],
+            float(one["psnr_db"]),
+            store.blobs.read(found[f"made_{n}_digest"]),
+            store.blobs.read(found[f"latent_{n}_digest"]),
+        )
+        for n, one in enumerate(found["models"])
+    )
+    return Reconstruction(store.blobs.read(found["input_digest"]), made)
 
 
 def _pixels(png: bytes) -> np.ndarray:

@@ -753,6 +753,23 @@ class ExportSpec(Spec):
         return self
 
 
+MOST_RECONSTRUCTING = 4
+
+
+class ReconstructSpec(Spec):
+    """Put one picture through some models, to look at what they make of it."""
+
+    operation: ClassVar[str] = "reconstruct"
+
+    image_digest: str = _field("", "The picture's blob (SHA-256), an 8-bit RGB PNG.", group="Picture")
+    image_size: int = _field(
+        128, "Side of the square that the picture is padded and resized to.", group="Picture", ge=16, le=4096, unit="px"
+    )
+    models: tuple[str, ...] = _field(
+        (), "Further models beside the first (ids).", group="Models", max_length=MOST_RECONSTRUCTING - 1
+    )
+
+
 SPECS: dict[str, type[Spec]] = {
     spec.operation: spec
     for spec in (
@@ -768,5 +785,6 @@ SPECS: dict[str, type[Spec]] = {
         ProfileSpec,
         ReproduceSpec,
         ExportSpec,
+        ReconstructSpec,
     )
 }

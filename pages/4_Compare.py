@@ -10,7 +10,7 @@ import streamlit as st  # noqa: E402
 from core.compare import METRICS  # noqa: E402
 from pages.ui.choice import front_section, quality_section, ranking_section  # noqa: E402
 from pages.ui.figures import change_text, measured_text, protocol_text, validate_and_save, watch_validations  # noqa: E402
-from pages.ui.picture_grid import images_section  # noqa: E402
+from pages.ui.picture_grid import images_section, upload_section  # noqa: E402
 from pages.ui.shipping import export_section, report_section  # noqa: E402
 
 st.title("Compare")
@@ -78,6 +78,7 @@ with guarded():
     front_section(manager, comparison)
     ranking_section(manager, comparison)
     images_section(manager, comparison)
+    upload_section(manager, comparison)
     report_section(manager, comparison.models)
     export_section(manager, comparison.models)
     st.subheader("Models")

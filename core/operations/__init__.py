@@ -20,6 +20,7 @@ MODULES: dict[str, str] = {
     "profile": "core.operations.profile",
     "reproduce": "core.operations.reproduce",
     "export": "core.operations.export",
+    "reconstruct": "core.operations.reconstruct",
 }
 
 

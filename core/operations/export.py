@@ -200,7 +200,8 @@ def _check(
         "model_psnr_db": float(psnr_db(plain, pinned.images, pinned.content).mean()),
     }
     if spec.dynamic and spec.format in ENDINGS:
-        ours.clear(), theirs.clear()
+        ours.clear()
+        theirs.clear()
         errors.update(latent=0.0, image=0.0)
         wide = np.random.default_rng(0).integers(
             0, 256, (3, spec.image_size + step, spec.image_size + 2 * step, 3), dtype=np.uint8

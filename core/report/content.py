@@ -77,7 +77,9 @@ def _summary(found: Findings) -> list[Block]:
 
 
 def _figures(found: Findings) -> list[Block]:
-    comparison, models, rows, tones = found.comparison, found.comparison.models, [], {}
+    comparison, models = found.comparison, found.comparison.models
+    rows: list[tuple[str, ...]] = []
+    tones: dict[tuple[int, int], str] = {}
     for key, metric in METRICS.items():
         figures = [comparison.figures[m.id][key] for m in models]
         if all(figure.value is None for figure in figures):
@@ -85,7 +87,7 @@ def _figures(found: Findings) -> list[Block]:
         cells = []
         for column, figure in enumerate(figures, 1):
             change = figure.against_baseline
-            cells.append(metric.text(figure.value) + ("" if change is None else f" ({figure.change_text(change)})"))
+            cells.append(metric.text(figure.value) + ("" if change is None else f", {figure.change_text(change)}"))
             better = figure.better(change)
             if better is not None:
                 tones[len(rows), column] = "better" if better else "worse"
@@ -94,14 +96,16 @@ def _figures(found: Findings) -> list[Block]:
     notes = [Text(note, warning=True) for note in comparison.notes]
     return [
         Heading("Figures"),
-        Text("In brackets the change against the model's own baseline."),
+        Text("Beside each value its change against the model's own baseline."),
         Table(header, tuple(rows), tones),
         *notes,
     ]
 
 
 def _quality(found: Findings) -> list[Block]:
-    models, quality, rows, tones = found.comparison.models, found.quality, [], {}
+    models, quality = found.comparison.models, found.quality
+    rows: list[tuple[str, ...]] = []
+    tones: dict[tuple[int, int], str] = {}
     for key in shown_metrics(quality, [m.id for m in models]):
         metric, cells = METRICS[key], []
         for column, model in enumerate(models, 1):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from html import escape
+from itertools import takewhile
 from typing import Any
 
+from core.report.chart import HEIGHT as CHART_HEIGHT
 from core.report.chart import drawing, reportlab
 from core.report.document import Block, Chart, Code, Document, Grid, Heading, Items, Picture, Table, Text
 
@@ -22,7 +24,7 @@ def to_pdf(found: Document) -> bytes:
     """
     reportlab()
     from reportlab.lib.pagesizes import A4, landscape
-    from reportlab.platypus import Paragraph, SimpleDocTemplate, Spacer
+    from reportlab.platypus import CondPageBreak, Paragraph, SimpleDocTemplate, Spacer
 
     out, styles = io.BytesIO(), _styles()
     page = SimpleDocTemplate(
@@ -30,11 +32,21 @@ def to_pdf(found: Document) -> bytes:
         title=found.title, author="Offshoot", initialFontSize=9,
     )  # fmt: skip
     flow: list[Any] = [Paragraph(_text(found.title), styles["h1"]), Paragraph(_text(found.date), styles["date"])]
-    for block in found.blocks:
-        flow += _block(block, styles, page.width)
-        flow.append(Spacer(1, 5))
+    for number, block in enumerate(found.blocks):
+        if isinstance(block, Heading):
+            flow += [CondPageBreak(_needed(found.blocks[number + 1 :])), *_block(block, styles, page.width)]
+        else:
+            flow += [*_block(block, styles, page.width), Spacer(1, 5)]
     page.build(flow, onFirstPage=_footer, onLaterPages=_footer)
     return out.getvalue()
+
+
+def _needed(following: tuple[Block, ...]) -> float:
+    """Points that a heading wants below it, so that it does not stand alone at the foot of a page."""
+    section = list(takewhile(lambda block: not isinstance(block, Heading), following))
+    if any(isinstance(block, Chart) for block in section):
+        return CHART_HEIGHT + 70
+    return 220.0 if not section or any(isinstance(block, Grid) for block in section) else 90.0
 
 
 def _styles() -> dict[str, Any]:

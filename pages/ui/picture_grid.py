@@ -6,8 +6,10 @@ import streamlit as st
 
 from core.compare import Comparison
 from core.model_manager import ModelManager
-from core.seeing import ImageLine, image_lines, split_picture, zoomed
+from core.seeing import ImageLine, image_lines, reconstruction, split_picture, zoomed
+from core.specs import MOST_RECONSTRUCTING
 from core.views import png_difference
+from pages.ui.boot import guarded
 
 ORIGINAL = "original"
 MOST_ROWS = 8
@@ -67,3 +69,36 @@ def _closer(_manager: ModelManager, lines: list[ImageLine], names: dict[str, str
     pngs = [_manager.store.blobs.read(line.original if ref == ORIGINAL else line.made[ref]) for ref in (left, right)]
     parts = [zoomed(png, zoom, across, down) for png in pngs]
     shown.image(split_picture(*parts, share / 100), caption=f"{said(left)} | {said(right)}", width=512)
+
+
+def upload_section(manager: ModelManager, comparison: Comparison) -> None:
+    """One picture of the user's through up to four of the models, with their latent channels."""
+    st.subheader("Your own picture")
+    ids = [model.id for model in comparison.models][:MOST_RECONSTRUCTING]
+    given = st.file_uploader("A picture", type=["png", "jpg", "jpeg", "webp", "bmp", "gif", "tiff"], label_visibility="collapsed")
+    place = st.columns([1, 3])
+    size = int(manager.evaluation_for(ids[-1])["image_size"])
+    size = int(place[0].number_input("image size (px)", 16, 4096, size, step=16, key="upload-size"))
+    if len(comparison.models) > len(ids):
+        st.caption(f"Through the first {len(ids)} of the models above.")
+    if given is not None and st.button("Reconstruct", type="primary", key="upload-run"):
+        with guarded():
+            st.session_state["reconstruct-job"] = manager.reconstruct(ids, given.getvalue(), image_size=size, name=given.name).id
+    job = st.session_state.get("reconstruct-job")
+    if job is not None:
+        _reconstructed(manager, job, {model.id: model.name for model in manager.list_models()})
+
+
+@st.fragment(run_every=0.5)
+def _reconstructed(_manager: ModelManager, job: str, names: dict[str, str]) -> None:
+    """The pictures, once they are there."""
+    with guarded():
+        found = reconstruction(_manager.store, job)
+        if found is None:
+            st.caption("Being reconstructed…")
+            return
+        places = st.columns(max(4, 1 + len(found.models)))
+        places[0].image(zoomed(found.original, 1), caption=ORIGINAL, width="stretch")
+        for place, (ref, psnr, made, latents) in zip(places[1:], found.models, strict=False):
+            place.image(zoomed(made, 1), caption=f"{names.get(ref, ref)} · {psnr:.2f} dB", width="stretch")
+            place.image(zoomed(latents, 1), caption="latent channels, each from its least to its largest", width="stretch")

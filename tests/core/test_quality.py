@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import store as st
-from core.compare import METRICS
+from core.compare import METRICS, Figure
 from core.errors import CoreError
 from core.model_manager import ModelManager
 from core.quality import NO_DIFFERENCE, difference_text, interval_text, verdict
@@ -106,3 +106,8 @@ def test_front_and_ranking_are_of_one_benchmark_run_and_one_protocol(many):
         with pytest.raises(CoreError) as caught:
             manager.pareto(refs, *axes)
         assert "decode_ms" in caught.value.legal
+
+
+def test_a_figure_that_fell_to_zero_has_a_change():
+    assert Figure(METRICS["accuracy"], 0.0, -1.0, -1.0).change_text(-1.0) == "-100.0%"
+    assert Figure(METRICS["accuracy"], 0.5).change_text(-0.5) == "-50.0% (-50.00 points)"
