@@ -29,6 +29,15 @@ VERBS = [
     "sensitivity",
     "profile",
     "solve",
+    "reproduce",
+    "script",
+    "annotate",
+    "delete",
+    "undelete",
+    "gc",
+    "export-branch",
+    "import-branch",
+    "mirror",
 ]
 
 
