@@ -38,6 +38,15 @@ VERBS = [
     "reset",
     "report",
     "export",
+    "reproduce",
+    "script",
+    "annotate",
+    "delete",
+    "undelete",
+    "gc",
+    "export-branch",
+    "import-branch",
+    "mirror",
 ]
 
 
