@@ -60,7 +60,7 @@ def test_every_image_of_the_part_has_its_own_figures(bench, service, family, tab
         box[0, top:bottom, left:right] = True
         for ref, found in ((family[1], table.psnr_db), (family[0], table.parent_psnr_db)):
             with torch.inference_mode():
-                output = to_uint8(load(bench.store, ref).model.eval()(to_tensor(image[None])))
+                output = to_uint8(load(bench.store, ref).model.eval()(to_tensor(np.stack([image]))))
             assert found[place] == pytest.approx(
                 psnr_db(output, image[None], box)[0], abs=0.02
             )  # rounded to 8 bits from another batch size

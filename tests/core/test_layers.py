@@ -45,7 +45,7 @@ def test_each_part_is_measured_at_validations_and_the_weights_are_the_same(bench
     assert "gradient_rms" not in found["encoder.conv_in"] and found["decoder.conv_out"]["gradient_rms"] > 0
     made = load(bench.store, job.model_id).model
     for part in PARTS:
-        weights = [p for p in made.get_submodule(part).parameters() if p.ndim > 1]
+        weights = [p.detach() for p in made.get_submodule(part).parameters() if p.ndim > 1]
         rms = (sum(p.square().sum() for p in weights) / sum(p.numel() for p in weights)).sqrt()
         assert found[part]["weight_rms"] == pytest.approx(float(rms), rel=1e-4)
         assert found[part]["activation_rms"] > 0 and 0 <= found[part]["dead_ratio"] < 1
