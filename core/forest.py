@@ -45,7 +45,7 @@ class Forest:
         by_id = {leaf.id: leaf for leaf in self.models}
         below: dict[str, list[str]] = defaultdict(list)
         for leaf in reversed(self.models):
-            for parent in filter(None, (leaf.parent, leaf.teacher)):
+            for parent in filter(None, (leaf.parent_id, leaf.teacher_id)):
                 below[parent].append(leaf.id)
         above: dict[str, None] = {}
         queue = deque([ref])
@@ -53,7 +53,7 @@ class Forest:
             leaf_here = by_id.get(queue.popleft())
             if leaf_here is not None and leaf_here.id not in above:
                 above[leaf_here.id] = None
-                queue.extend(filter(None, (leaf_here.parent, leaf_here.teacher)))
+                queue.extend(filter(None, (leaf_here.parent_id, leaf_here.teacher_id)))
         seen, order = {ref}, list[str]()
         queue = deque([ref])
         while queue:

@@ -75,9 +75,9 @@ class Housekeeping:
         """Undoes a deletion: the model and what was deleted with it. The ids that are back."""
         return st.restore(self.store, ref)
 
-    def cleanable(self) -> tuple[int, int]:
-        """(deleted models, bytes) that `clean_up` would take."""
-        return st.cleanable(self.store)
+    def cleanable(self, *, with_orphans: bool = True) -> tuple[int, int]:
+        """(deleted models, bytes) that `clean_up` would take; a page leaves out the orphans, which are looked for on the disk."""
+        return st.cleanable(self.store, with_orphans=with_orphans)
 
     def clean_up(self) -> st.CleanReport:
         """Makes deletions final, frees what nothing needs, and says what the store took before and takes now."""

@@ -9,7 +9,7 @@ import streamlit as st  # noqa: E402
 from core.compare import METRICS  # noqa: E402
 from pages.ui.card import again, delete_popover, housekeeping, story, words  # noqa: E402
 from pages.ui.figures import headline, validate_and_save  # noqa: E402
-from pages.ui.forest import OPERATION, Drawing, draw  # noqa: E402
+from pages.ui.forest import OPERATION, Drawing, draw, picks  # noqa: E402
 
 ROWS = 500
 """Of the table: more are found by a search."""
@@ -21,10 +21,11 @@ def title_of(key: str) -> str:
 
 
 def follow_click(drawing: Drawing, key: str) -> None:
-    """A click on a model puts it in the URL; a click on the one that was clicked last takes its mark off, and means the same model."""
-    clicked = drawing.clicked(st.session_state[key]) or st.session_state.get("lineage-clicked")
+    """A click on a model puts it in the URL."""
+    event, memory = st.session_state[key], f"{key}-picks"
+    clicked = drawing.clicked(event, st.session_state.get(memory))
+    st.session_state[memory] = picks(event)
     if clicked:
-        st.session_state["lineage-clicked"] = clicked
         st.query_params["model"] = clicked
 
 

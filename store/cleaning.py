@@ -73,8 +73,8 @@ def orphans(store: Store, *, older_than_s: float = GRACE_S) -> list[Orphan]:
     return found
 
 
-def cleanable(store: Store) -> tuple[int, int]:
-    """(number of deleted models, bytes that their files and all orphans take): what the next clean-up frees at least."""
+def cleanable(store: Store, *, with_orphans: bool = True) -> tuple[int, int]:
+    """(number of deleted models, bytes that their files take): what the next clean-up frees; orphans are looked for on the disk."""
     gone = "SELECT id FROM model WHERE deleted IS NOT NULL AND blob_digest IS NOT NULL"
     ((count,),) = store.rows(f"SELECT count(*) FROM ({gone})")
     ((total,),) = store.rows(
@@ -82,7 +82,7 @@ def cleanable(store: Store) -> tuple[int, int]:
         " AND NOT EXISTS (SELECT 1 FROM artifact_reference r WHERE r.digest=b.digest AND NOT (r.owner_kind IN ('model', 'image')"
         f" AND r.owner IN ({gone})))"
     )
-    return int(count), int(total) + sum(left.bytes for left in orphans(store))
+    return int(count), int(total) + sum(left.bytes for left in (orphans(store) if with_orphans else ()))
 
 
 def clean(store: Store, *, older_than_s: float = GRACE_S) -> CleanReport:

@@ -13,13 +13,13 @@ from store.db import Store
 
 
 class Leaf(NamedTuple):
-    """One living model. `parent` is the one that it was made from, `teacher` the one that it learnt from, where they are known."""
+    """One living model. `parent_id` is the one that it was made from, `teacher_id` the one that it learnt from, where they are known."""
 
     id: str
     name: str
     kind: str
-    parent: str | None
-    teacher: str | None
+    parent_id: str | None
+    teacher_id: str | None
     note: str
     created: str
     tags: tuple[str, ...]

@@ -168,9 +168,11 @@ def housekeeping(manager: ModelManager) -> None:
                 st.rerun()
         if len(gone) > 50:
             st.caption(f"And {len(gone) - 50} more; restoring one brings back all that was deleted with it.")
-        count, size = manager.cleanable()
-        st.caption(f"A clean-up makes {count} deletions final and frees {size / 1e6:.2f} MB.")
-        if st.button("Clean up", disabled=not (count or size), key="clean-up"):
+        count, size = manager.cleanable(with_orphans=False)
+        st.caption(
+            f"A clean-up makes {count} deletions final and frees {size / 1e6:.2f} MB, and what killed processes left behind."
+        )
+        if st.button("Clean up", key="clean-up"):
             st.session_state["cleaned"] = manager.clean_up()
             st.rerun()
         report = st.session_state.get("cleaned")

@@ -12,7 +12,7 @@ from typing import Any
 
 from core.compare import METRICS
 from core.forest import Forest
-from pages.ui.tree import COLOURS
+from pages.ui.tree import COLOURS, layout
 from store.forest import Leaf
 
 OPERATION = "operation"
@@ -32,41 +32,18 @@ class Drawing:
     height: int
     series: Mapping[int, Sequence[str]]
 
-    def clicked(self, event: Any) -> str | None:
-        """The model of a selection event, or None."""
-        for group in event["selection"]["selected"]:
-            refs = self.series.get(group["series_index"], ())
-            for index in group["data_indices"]:
-                if index < len(refs):
-                    return refs[index]
+    def clicked(self, event: Any, before: set[tuple[int, int]] | None = None) -> str | None:
+        """The model of a selection event, or None. Each series keeps a selection of its own: `before` are those of earlier clicks."""
+        for number, index in sorted(picks(event) - (before or set())):
+            refs = self.series.get(number, ())
+            if index < len(refs):
+                return refs[index]
         return None
 
 
-def places(models: Sequence[Leaf]) -> dict[str, tuple[float, int]]:
-    """(row, depth) of each model in O(n): leaves one below the other, a parent beside the middle of its children."""
-    known = {leaf.id for leaf in models}
-    children: dict[str, list[str]] = {}
-    roots = []
-    for leaf in reversed(models):
-        if leaf.parent is not None and leaf.parent in known:
-            children.setdefault(leaf.parent, []).append(leaf.id)
-        else:
-            roots.append(leaf.id)
-    place: dict[str, tuple[float, int]] = {}
-    next_row = 0.0
-    stack: list[tuple[str, int, bool]] = [(root, 0, False) for root in reversed(roots)]
-    while stack:
-        ref, depth, seen = stack.pop()
-        own = children.get(ref, [])
-        if not own:
-            place[ref] = (next_row, depth)
-            next_row += 1.0
-        elif seen:
-            place[ref] = ((place[own[0]][0] + place[own[-1]][0]) / 2, depth)
-        else:
-            stack.append((ref, depth, True))
-            stack += [(child, depth + 1, False) for child in reversed(own)]
-    return place
+def picks(event: Any) -> set[tuple[int, int]]:
+    """(series, index) of all that is selected in a chart."""
+    return {(group["series_index"], index) for group in event["selection"]["selected"] for index in group["data_indices"]}
 
 
 def draw(
@@ -74,7 +51,7 @@ def draw(
     fits: set[str] | None = None,
 ) -> Drawing:  # fmt: skip
     """`models` with `chosen` ringed; those that are not in `fits` (None: all are) are pale."""
-    place = places(models)
+    place = layout(models)
     rows = max((row for row, _ in place.values()), default=0.0) + 1
     deepest = max((depth for _, depth in place.values()), default=0)
     height = int(min(900, max(200, 90 + 56 * rows)))
@@ -181,8 +158,8 @@ def _edges(models: Sequence[Leaf], place: Mapping[str, tuple[float, int]]) -> di
     """Parent to child as an elbow. All of them are one broken line: thousands of separate ones take seconds."""
     points: list[list[float | None]] = []
     for leaf in models:
-        if leaf.parent is not None and leaf.parent in place:
-            (y, x), (to_y, to_x) = place[leaf.parent], place[leaf.id]
+        if leaf.parent_id is not None and leaf.parent_id in place:
+            (y, x), (to_y, to_x) = place[leaf.parent_id], place[leaf.id]
             points += [[x, y], [x + 0.5, y], [x + 0.5, to_y], [to_x, to_y], [None, None]]
     return {"type": "line", "data": points, "symbol": "none", "silent": True, "z": 1, "connectNulls": False, "animation": False,
             "lineStyle": {"color": "#8aa394", "width": 1.5 if len(models) <= 2000 else 0.6}, "tooltip": {"show": False}}  # fmt: skip

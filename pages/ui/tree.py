@@ -1,4 +1,4 @@
-"""The family tree from left to right: a tidy layout in O(n), drawn by native ECharts (scatter + lines), clickable."""
+"""The family tree from left to right: a tidy layout in O(n), drawn by native ECharts (scatter + lines)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from store import ModelRow
+from store.forest import Leaf
 
 LARGEST_SYMBOL = 26
 COLOURS = {"baseline": "#5470c6", "pruned": "#ee6666", "retrained": "#4b9c68"}
 
 
-def layout(models: Sequence[ModelRow]) -> dict[str, tuple[float, int]]:
+def layout(models: Sequence[ModelRow | Leaf]) -> dict[str, tuple[float, int]]:
     """(row, depth) of each model: leaves one below the other, a parent beside the middle of its children."""
     known = {model.id for model in models}
     children: dict[str, list[str]] = {}
@@ -105,15 +106,3 @@ def tree_chart(models: Sequence[ModelRow], *, chosen: str | None, size_key: str 
         "yAxis": {"type": "value", "show": False, "inverse": True, "min": -0.8, "max": last_row + 0.6},
         "series": series,
     }
-
-
-def clicked_model(event: Any, models: Sequence[ModelRow]) -> str | None:
-    """The model of a chart's selection event, or None."""
-    kinds = list(COLOURS)
-    for group in event["selection"]["selected"]:
-        # Series 0 holds the lines; then one series for each kind.
-        own = [m.id for m in models if m.kind == kinds[group["series_index"] - 1]]
-        for index in group["data_indices"]:
-            if index < len(own):
-                return own[index]
-    return None

@@ -149,6 +149,9 @@ def test_a_click_means_the_model_that_stands_there(manager):
             assert drawing.clicked(event) == refs[-1]
         assert {ref for refs in drawing.series.values() for ref in refs} == {leaf.id for leaf in forest.models}
     assert drawing.clicked({"selection": {"selected": []}}) is None
+    both = {"selection": {"selected": [{"series_index": n, "data_indices": [0]} for n in drawing.series]}}
+    first, second, *_ = sorted(drawing.series)
+    assert drawing.clicked(both, {(first, 0)}) == drawing.series[second][0], "the series clicked before keeps its mark"
 
 
 def test_a_card_tells_widths_jobs_and_copies(tmp_path, data_dir):

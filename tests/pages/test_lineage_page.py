@@ -39,8 +39,9 @@ box.set_value(""); run()
 assert not app.error
 for key, value in (("colour", "psnr_db"), ("size", "decode_ms"), ("colour", "foreground_psnr_db"), ("size", "peak_memory_bytes")):
     next(s for s in app.selectbox if s.key == key).set_value(value); run()
-app.segmented_control[0].set_value("forest"); run()
-assert "2 of 2 models are drawn" in captions(), captions()
+assert "2 of 3 models are drawn" in captions(), captions()
+app.session_state["view"] = "forest"; run()
+assert "3 of 3 models are drawn" in captions(), captions()
 print("TORCH", "torch" in sys.modules)
 """
 )
@@ -79,7 +80,8 @@ print("DONE")
 )
 
 
-def test_search_colour_size_and_the_whole_forest(settings, family):
+def test_search_colour_size_and_the_whole_forest(settings, manager, family):
+    manager.initialize_model("tiny", random_seed=1, name="apart")
     assert "TORCH False" in drive(settings, "x", f"model={family[1]}", script=SEARCH)
 
 
