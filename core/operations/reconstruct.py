@@ -38,6 +38,7 @@ def run(spec: ReconstructSpec, context: Context) -> Outcome:
         )
     with Image.open(io.BytesIO(context.store.blobs.read(spec.image_digest))) as opened:
         pixels, (top, bottom, left, right) = to_square(opened, spec.image_size)
+    pixels = pixels.copy()  # Pillow's own array is read-only, which torch will not share
     content = np.zeros((1, *pixels.shape[:2]), dtype=bool)
     content[0, top:bottom, left:right] = True
     x = to_tensor(pixels[None]).to(context.device)

@@ -20,7 +20,8 @@ tbody th { font-weight: 500; color: #4a545e; white-space: nowrap; } td { white-s
 .better { color: #1d7043; } .worse { color: #b8293d; }
 .warning { background: #fff6df; border-left: 4px solid #d99a00; padding: 0.5rem 0.8rem; }
 .grid img { width: 100%; min-width: 8rem; image-rendering: pixelated; display: block; border-radius: 4px; }
-.grid td { min-width: 8rem; max-width: 16rem; padding-right: 0.8rem; font-size: 0.8rem; color: #4a545e; }
+.grid { table-layout: fixed; }
+.grid td { width: 12rem; min-width: 8rem; max-width: 12rem; padding-right: 0.8rem; font-size: 0.8rem; color: #4a545e; }
 pre { background: #f5f6f7; padding: 0.8rem; overflow-x: auto; font-size: 0.8rem; border-radius: 4px; }
 svg { max-width: 100%; height: auto; }
 @media print { body { margin: 0; max-width: none; } tr, pre { break-inside: avoid; } }
