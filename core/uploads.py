@@ -62,7 +62,7 @@ def _check_header(opened: Image.Image, name: str) -> None:
 
 def _png_depth(opened: Image.Image) -> int:
     """Bits a channel of a PNG: Pillow opens 16-bit colour as 8-bit RGB, so the header itself is asked."""
-    stream = opened.fp
+    stream = getattr(opened, "fp", None)
     if opened.format != "PNG" or stream is None:
         return 8
     place = stream.tell()
