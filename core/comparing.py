@@ -18,28 +18,28 @@ class Comparing:
     store: Store
     settings: Settings
 
-    def comparison_of(self, models: Comparison | Sequence[str]) -> Comparison:
+    def _comparison_of(self, models: Comparison | Sequence[str]) -> Comparison:
         """The comparison itself, or one of the models named."""
         return models if isinstance(models, Comparison) else compare(self.store, models)
 
     def quality(self, models: Comparison | Sequence[str], reference: str | None = None) -> Quality:
         """Quality with intervals and differences paired by image; see `core.quality`."""
         chosen = None if reference is None else get_model(self.store, reference).id
-        return quality(self.store, self.comparison_of(models), chosen)
+        return quality(self.store, self._comparison_of(models), chosen)
 
     def pareto(self, models: Comparison | Sequence[str], first: str = "decode_ms", second: str = "psnr_db") -> Front:
         """The front over two figures; only those of one protocol and one benchmark run are looked at.
 
         Raises CoreError for a figure that there is not, or of which neither more nor less is better.
         """
-        comparison = self.comparison_of(models)
+        comparison = self._comparison_of(models)
         directions = [_direction(key) for key in (first, second)]
         points = {m.id: [comparison.figures[m.id][key].value for key in (first, second)] for m in comparison.models}
         return pareto_front(points, directions)
 
     def rank(self, models: Comparison | Sequence[str], weights: Mapping[str, float]) -> Ranking:
         """Models by the weighted mean of their normalised figures; what lacks one is left out, and named."""
-        comparison = self.comparison_of(models)
+        comparison = self._comparison_of(models)
         figures = {m.id: {key: figure.value for key, figure in comparison.figures[m.id].items()} for m in comparison.models}
         return ranking(figures, {key: metric.higher_is_better for key, metric in METRICS.items()}, weights)
 

@@ -59,7 +59,7 @@ class Exports:
 
     store: Store
 
-    def check_export(self, ref: str, spec: SpecLike = None) -> ExportSpec:
+    def _check_export(self, ref: str, spec: SpecLike = None) -> ExportSpec:
         """The checked spec; raises CoreError for a missing tool, an image size or a shape that cannot be."""
         given, row = checked(ExportSpec, spec), st.get_model(self.store, ref)
         check_tools(given.format)

@@ -214,7 +214,7 @@ class ModelManager(Planning, Training, Augmentations, Inspection, Reproduction, 
 
     def export_model(self, ref: Ref, spec: SpecLike = None) -> JobRow:
         """Submits an export: written, checked against the model and timed, on the CPU whatever the device."""
-        given, row = self.check_export(ref, spec), self.get_model(ref)
+        given, row = self._check_export(ref, spec), self.get_model(ref)
         return self._submit(given, row.id, device="cpu", name=f"export {given.format}")
 
     def reconstruct(self, refs: Sequence[Ref], image: bytes, *, image_size: int = 128, name: str = "the upload") -> JobRow:

@@ -41,8 +41,7 @@ class Reporting(Views, Comparing):
 
         Raises CoreError for a format that there is not, no model, or more than `MOST_MODELS`.
         """
-        if form not in FORMATS:
-            raise CoreError(f"There is no report format {form!r}.", code="format", given=form, legal=list(FORMATS))
+        _ending(form)
         found = self._findings(models, reference, title)
         when = date if date is not None else datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         if form == "csv":
@@ -78,10 +77,10 @@ class Reporting(Views, Comparing):
         return self.report(self.lineage_branch(row.id), form, title=title or f"The branch of {row.name}", date=date)
 
     def report_name(self, models: Sequence[str], form: str) -> str:
-        """A file name for a report."""
+        """A file name for a report. Raises CoreError for a format that there is not."""
         newest = st.get_model(self.store, models[-1]).name
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", newest).strip("-.") or "models"
-        return f"report-{stem}{'-markdown' if form == 'markdown' else ''}.{FORMATS[form]}"
+        return f"report-{stem}{'-markdown' if form == 'markdown' else ''}.{_ending(form)}"
 
     def save_report(self, models: Sequence[str], target: Path | str, form: str = "html", *, branch: bool = False) -> Path:
         """Writes a report to `target` (a file or a folder); never overwrites. `branch`: of the one model's lineage branch."""
@@ -104,7 +103,7 @@ class Reporting(Views, Comparing):
                 given=len(models),
                 legal=f"1 to {MOST_MODELS}",
             )
-        comparison = self.comparison_of(models)
+        comparison = self._comparison_of(models)
         names = [m.name for m in comparison.models]
         said = title or ("Comparison of " + ", ".join(names) if len(names) < 4 else f"Comparison of {len(names)} models")
         lines = {m.id: self.spec_line(m.id) for m in comparison.models}
@@ -120,3 +119,9 @@ def _zipped(files: dict[str, bytes]) -> bytes:
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, data)
     return out.getvalue()
+
+
+def _ending(form: str) -> str:
+    if form not in FORMATS:
+        raise CoreError(f"There is no report format {form!r}.", code="format", given=form, legal=list(FORMATS))
+    return FORMATS[form]

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from core.exporting import tools
 from core.model_manager import ModelManager
 from core.operations import export as operation
 from core.operations.models import load
-from dcaecore import ConfigError
+from dcaecore import VARIANTS, ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {"image_size": 32, "num_images": 4, "repeats": 3}
@@ -35,11 +36,12 @@ def service(bench):
 
 @pytest.fixture(scope="module")
 def subjects(bench):
-    """A dense model, and one whose streams, heads and channels were cut, so that its shortcuts are gathers."""
-    dense = bench.add().id
+    """A dense model, one whose streams, heads and channels were cut, so that its shortcuts are gathers, and one that diffusers knows."""
+    dense, tiny = bench.add().id, VARIANTS["tiny"]
+    four = replace(tiny, encoder=replace(tiny.encoder, expand=4), decoder=replace(tiny.decoder, expand=4))
     kinds = ["mid", "hidden", "heads", "stream"]
     cut = bench.run("prune", dense, method="structured", score="l2", compensate=False, rate=0.5, kinds=kinds).model_id
-    return {"dense": dense, "cut": cut}
+    return {"dense": dense, "cut": cut, "diffusers": bench.add(four, name="four").id}
 
 
 MADE: dict[str, str] = {}
@@ -125,13 +127,14 @@ def reconstructed(service, found, folder: Path) -> Image.Image:
 
 @pytest.mark.parametrize("form", ["onnx", "torch_export", "offshoot", "diffusers", "original"])
 def test_every_snippet_runs(bench, service, subjects, tmp_path, form):
-    found = exported(bench, service, subjects["dense"], format=form)
+    ref = subjects.get(form, subjects["dense"])
+    found = exported(bench, service, ref, format=form)
     assert found.good, found.reasons
     made = np.asarray(reconstructed(service, found, tmp_path))
     given = np.asarray(Image.open(tmp_path / "in.png").convert("RGB").resize((32, 32), Image.Resampling.LANCZOS))
     x = torch.from_numpy(given.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
-        y = load(bench.store, subjects["dense"]).model.eval()(x)
+        y = load(bench.store, ref).model.eval()(x)
     expected = ((y.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
     assert np.abs(made.astype(int) - expected.astype(int)).max() <= 1
 

@@ -122,6 +122,9 @@ def test_a_branch_is_ancestors_and_descendants(family, tmp_path):
     text = manager.report_branch(pruned, date=DATE).decode()
     assert "The branch of" in text and sparse in text and untested not in text
     path = manager.save_report([pruned], tmp_path, "json", branch=True)
+    assert path.name == manager.report_name([pruned], "json")
+    with pytest.raises(CoreError, match="no report format 'docx'"):
+        manager.report_name([pruned], "docx")
     assert len(json.loads(path.read_bytes())["models"]) == 3 and path.suffix == ".json"
     with pytest.raises(CoreError, match="there already"):
         manager.save_report([pruned], path, "json")

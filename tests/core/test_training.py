@@ -161,6 +161,9 @@ def test_what_cannot_be_branched_is_told(bench, service):
 
 def test_other_settings_make_a_new_child_and_leave_the_old_training(bench, service):
     job = paused_at(bench, service, 5)
+    left = service.remaining(job.id)
+    assert left.total_steps == 3 and left.warmup_epochs == 0
+    assert service.hints(job.id) == []
     branch, onward = service.train_on(job.id, {"init_lr": 5e-4, "optimizer_name": "sgd"})
     assert onward.state == "blocked" and onward.spec["init_lr"] == 5e-4 and onward.spec["seed"] == 1
     assert RetrainSpec.model_validate(onward.spec).total_steps == 3
