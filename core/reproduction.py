@@ -109,6 +109,13 @@ def _job_of(store: Store, row: ModelRow) -> JobRow | None:
 def _check_chain(chain: list[ModelRow]) -> None:
     for row in chain:
         operation = row.spec.get("operation")
+        if operation == "branch":
+            raise CoreError(
+                f"{row.name} was made of a checkpoint at step {row.spec.get('step')}: a chain is run again in whole trainings only.",
+                code="checkpoint",
+                given=row.id,
+                next="Reproduce its parent, or the model that its training ended with.",
+            )
         if operation not in SPECS:
             raise CoreError(
                 f"{row.name} ({row.id}) has no recorded operation that can be run again.",
