@@ -30,12 +30,13 @@ run()
 SEARCH = (
     START
     + """
-box = next(t for t in app.text_input if t.key == "search")
-box.set_value("psnr_db > 1 and kind = pruned"); run()
+def search(text):
+    next(t for t in app.text_input if t.key == "search").set_value(text); run()
+search("psnr_db > 1 and kind = pruned")
 assert "1 models fit the search" in captions(), captions()
-box.set_value("psnr > 1"); run()
+search("psnr > 1")
 assert "no figure" in app.error[0].value and "psnr_db" in app.error[0].value
-box.set_value(""); run()
+search("")
 assert not app.error
 for key, value in (("colour", "psnr_db"), ("size", "decode_ms"), ("colour", "foreground_psnr_db"), ("size", "peak_memory_bytes")):
     next(s for s in app.selectbox if s.key == key).set_value(value); run()
