@@ -52,6 +52,8 @@ bench: $(VENV)/run.stamp
 	$(BIN)/python -m benchmarks.main_job
 	$(BIN)/python -m benchmarks.one_shot
 	$(BIN)/python -m benchmarks.large_model
+	$(BIN)/python -m benchmarks.fast_decoder
+	$(BIN)/python -m benchmarks.pareto
 	$(BIN)/python -m benchmarks.retrain_speed
 
 ## The README's pictures, of the store that OFFSHOOT_HOME names.
