@@ -68,8 +68,12 @@ def draw(
     if bounds is not None:
         low, high = bounds
         sizes = [smallest, largest] if high > low else [(smallest + largest) / 2] * 2
-        maps.append({"type": "continuous", "show": False, "dimension": 2, "min": low, "max": high, "seriesIndex": painted,
-                     "inRange": {"symbolSize": sizes}, "outOfRange": {"symbolSize": smallest}})  # fmt: skip
+        for number in painted:
+            # A map that names no colour would paint by size, in the theme's gradient.
+            paints = [series[number]["color"]] * 2
+            maps.append({"type": "continuous", "show": False, "dimension": 2, "min": low, "max": high, "seriesIndex": [number],
+                         "inRange": {"symbolSize": sizes, "color": paints},
+                         "outOfRange": {"symbolSize": smallest, "color": paints}})  # fmt: skip
     metric = METRICS.get(colour)
     if shades is not None and metric is not None:
         low, high = shades
