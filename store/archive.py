@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -18,10 +19,12 @@ import shutil
 import sqlite3
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from store.ancestry import ancestors, descendants
@@ -38,6 +41,11 @@ MANIFEST_NAME = "manifest.json"
 LOCK_NAME = "import.lock"
 _BLOB = re.compile(r"blobs/([0-9a-f]{2})/([0-9a-f]{62})")
 _LOG = re.compile(r"jobs/(j_[0-9a-f]+)/log\.jsonl")
+_ENCRYPTED = 1
+"""Bit of a zip entry's flags."""
+_UNREADABLE = (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error)
+"""What `zipfile` raises for damaged bytes, which have no base in common: a directory, header or checksum that is off; an entry that
+ends early; a version that it does not know; a deflate stream that cannot be. Whatever else is raised is our own mistake."""
 _WHOLE = "a whole archive as `export-branch` wrote it"
 
 
@@ -236,9 +244,11 @@ def import_archive(store: Store, source: Path | str) -> Imported:
         folder = Path(scratch)
         try:
             _unpack(path, folder)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, KeyError, ValueError, RuntimeError) as error:
+        except _UNREADABLE as error:
             raise _bad(path, f"it is cut short, altered or no archive at all ({error})") from error
         except OSError as error:
+            if error.errno == errno.EINVAL:  # an entry that is said to begin before the file does
+                raise _bad(path, "it is altered") from error
             raise disk_error(error, store.root) or error from error
         try:
             arriving = open_store(folder, create=False)
@@ -269,32 +279,55 @@ def _bad(path: Path, why: str) -> StoreError:
 def _unpack(path: Path, folder: Path) -> None:
     """Every file to its place, each checked by zip's checksum, the database and the blobs by their sha256 too."""
     with zipfile.ZipFile(path) as archive:
-        manifest = json.loads(archive.read(MANIFEST_NAME))
-        if manifest["format"] != FORMAT:
-            raise StoreError(
-                f"{path} was written by another version of Offshoot.",
-                code="newer_archive",
-                given=manifest["format"],
-                legal=FORMAT,
-                next="Update Offshoot. Nothing was changed.",
-            )
-        archive.getinfo(DATABASE_NAME)  # KeyError where it is not there
+        _check_entries(path, archive)
+        manifest = _manifest(path, archive)
         for name in archive.namelist():
-            blob = _BLOB.fullmatch(name)
             if name == MANIFEST_NAME:
                 continue
-            if name != DATABASE_NAME and blob is None and not _LOG.fullmatch(name):
-                raise ValueError(f"it holds {name!r}")
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(name) as given, open(target, "wb") as out:
                 shutil.copyfileobj(given, out, CHUNK_BYTES)
                 out.flush()
                 os.fsync(out.fileno())
+            blob = _BLOB.fullmatch(name)
             if blob is not None and digest_of_file(target) != blob[1] + blob[2]:
-                raise ValueError(f"{name} was changed")
-        if digest_of_file(folder / DATABASE_NAME) != manifest["database_sha256"]:
-            raise ValueError("its database was changed")
+                raise _bad(path, f"{name} was changed")
+    if digest_of_file(folder / DATABASE_NAME) != manifest.get("database_sha256"):
+        raise _bad(path, "its database was changed")
+
+
+def _check_entries(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raises StoreError for an entry that no archive of ours has, or lacks, or that is not packed as ours are."""
+    names = archive.namelist()
+    for wanted in (MANIFEST_NAME, DATABASE_NAME):
+        if wanted not in names:
+            raise _bad(path, f"it has no {wanted}: it is altered or no archive at all")
+    for entry in archive.infolist():
+        name = entry.filename
+        if name not in (MANIFEST_NAME, DATABASE_NAME) and not _BLOB.fullmatch(name) and not _LOG.fullmatch(name):
+            raise _bad(path, f"it holds {name!r}")
+        if entry.flag_bits & _ENCRYPTED or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise _bad(path, f"{name} is encrypted, or packed in another way than ours")
+
+
+def _manifest(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
+    """Raises StoreError for one that cannot be read, and for an archive of another version."""
+    try:
+        manifest = json.loads(archive.read(MANIFEST_NAME))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise _bad(path, f"its manifest cannot be read ({error})") from error
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise _bad(path, "its manifest is altered")
+    if manifest["format"] != FORMAT:
+        raise StoreError(
+            f"{path} was written by another version of Offshoot.",
+            code="newer_archive",
+            given=manifest["format"],
+            legal=FORMAT,
+            next="Update Offshoot. Nothing was changed.",
+        )
+    return manifest
 
 
 def _check(path: Path, arriving: Store) -> None:
@@ -311,26 +344,21 @@ def _merge(store: Store, database: Path) -> Imported:
     """All rows in one transaction."""
     with closing(connect(store.path, mode="rw")) as connection, _told(store):
         connection.execute("ATTACH ? AS new", (f"file:{quote(str(database))}?mode=ro",))
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            connection.execute("PRAGMA defer_foreign_keys=ON")
-            fresh, known = _fresh(connection)
-            connection.execute("CREATE TEMP TABLE fresh (id TEXT PRIMARY KEY, name TEXT)")
-            names = _Taken(connection)
-            connection.executemany("INSERT INTO fresh VALUES (?, ?)", [(ref, names.free(name)) for ref, name in fresh])
-            connection.execute("CREATE TEMP TABLE fresh_job AS SELECT id FROM new.job WHERE id NOT IN (SELECT id FROM main.job)")
-            connection.execute(
-                "CREATE TEMP TABLE fresh_score AS SELECT model, protocol FROM new.score_set s WHERE NOT EXISTS (SELECT 1 FROM"
-                " main.score_set m WHERE m.model=s.model AND m.protocol=s.protocol)"
-            )
-            ((num_jobs,),) = connection.execute("SELECT count(*) FROM fresh_job").fetchall()
-            for statement in _MERGES:
-                connection.execute(statement)
-            connection.execute("COMMIT")
-        except sqlite3.Error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+        connection.execute("BEGIN IMMEDIATE")  # whatever fails before the commit: closing rolls back
+        connection.execute("PRAGMA defer_foreign_keys=ON")
+        fresh, known = _fresh(connection)
+        connection.execute("CREATE TEMP TABLE fresh (id TEXT PRIMARY KEY, name TEXT)")
+        names = _Taken(connection)
+        connection.executemany("INSERT INTO fresh VALUES (?, ?)", [(ref, names.free(name)) for ref, name in fresh])
+        connection.execute("CREATE TEMP TABLE fresh_job AS SELECT id FROM new.job WHERE id NOT IN (SELECT id FROM main.job)")
+        connection.execute(
+            "CREATE TEMP TABLE fresh_score AS SELECT model, protocol FROM new.score_set s WHERE NOT EXISTS (SELECT 1 FROM"
+            " main.score_set m WHERE m.model=s.model AND m.protocol=s.protocol)"
+        )
+        ((num_jobs,),) = connection.execute("SELECT count(*) FROM fresh_job").fetchall()
+        for statement in _MERGES:
+            connection.execute(statement)
+        connection.execute("COMMIT")
     return Imported(tuple(ref for ref, _ in fresh), tuple(known), int(num_jobs))
 
 

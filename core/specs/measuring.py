@@ -91,25 +91,6 @@ class EvaluateSpec(Spec):
         128, "Side of the square that images are padded and resized to.", group="Data", ge=16, le=4096, unit="px"
     )
     num_images: int = spec_field(64, "Pinned images.", group="Data", ge=1, le=10_000)
-    patience: int = spec_field(
-        0, "End early after so many validations without a gain; 0 never does.", group="Early stopping", ge=0, le=100_000,
-        advanced=True,
-    )  # fmt: skip
-    min_gain: float = spec_field(
-        0.0, "What counts as a gain, in the unit of the figure that is best by.", group="Early stopping", ge=0.0, le=1000.0,
-        advanced=True,
-    )  # fmt: skip
-    good_as: str = spec_field(
-        "",
-        "End as soon as validation is as good as of this model: `baseline`, `parent` (what the trained model was made of), an id, "
-        "name or alias.",
-        group="Early stopping",
-        advanced=True,
-    )
-    max_seconds: float = spec_field(
-        0.0, "End after so many seconds of training steps, over all pauses and resumes; 0 sets no limit.", group="Early stopping",
-        ge=0.0, le=1e7, advanced=True, unit="s",
-    )  # fmt: skip
     num_save_images: int = spec_field(8, "Reconstructions kept as pictures.", group="Data", ge=0, le=64)
     batch_size: int = spec_field(4, "Images at once; does not change the figures.", group="Basic", ge=1, le=256, identity=False)
     dtype: DType = spec_field("float32", "Precision.", group="Basic")

@@ -173,6 +173,9 @@ def with_sql(sql: str, folder: Path):
         ("a foreign file", "bad_archive", "it holds"),
         ("no database", "bad_archive", "cannot be taken in"),
         ("text", "bad_archive", "no archive"),
+        ("a manifest that is a list", "bad_archive", "manifest is altered"),
+        ("a manifest that is no JSON", "bad_archive", "manifest cannot be read"),
+        ("another packing", "bad_archive", "packed in another way"),
     ],
 )
 def test_what_is_bad_is_refused_whole(store: Store, second: Store, branch, tmp_path: Path, damage, code, words) -> None:
@@ -202,6 +205,14 @@ def test_what_is_bad_is_refused_whole(store: Store, second: Store, branch, tmp_p
     elif damage == "no database":
         with zipfile.ZipFile(bad, "w") as archive:
             archive.writestr("manifest.json", '{"format": 1, "database_sha256": ""}')
+    elif damage.startswith("a manifest"):
+        with zipfile.ZipFile(bad, "w") as archive:
+            archive.writestr(DATABASE_NAME, b"")
+            archive.writestr("manifest.json", "[]" if damage.endswith("list") else b"\xff{")
+    elif damage == "another packing":
+        with zipfile.ZipFile(good) as old, zipfile.ZipFile(bad, "w", zipfile.ZIP_BZIP2) as archive:
+            for name in old.namelist():
+                archive.writestr(name, old.read(name))
     else:
         bad.write_text("not a zip")
     model(second, "mine")
@@ -211,6 +222,29 @@ def test_what_is_bad_is_refused_whole(store: Store, second: Store, branch, tmp_p
     assert caught.value.code == code and caught.value.next
     assert everything(second) == rows and files(second) - {LOCK_NAME} == there
     assert not (tmp_path / "outside.txt").exists()
+
+
+def test_any_altered_bit_is_refused_or_harmless(store: Store, second: Store, branch, tmp_path: Path) -> None:
+    """Every byte of the zip's own structure, and a sample of the rest: one clear refusal, or (a date, an attribute) the same models."""
+    good = export_branch(store, "leaf", tmp_path / "good.zip").path.read_bytes()
+    with zipfile.ZipFile(tmp_path / "good.zip") as archive:
+        starts = [entry.header_offset for entry in archive.infolist()]
+        directory = archive.start_dir
+    structure = [at for start in starts for at in range(start, start + 30)] + list(range(directory, len(good)))
+    places = sorted({*structure[::3], *range(0, len(good), max(1, len(good) // 60))})
+    refused = 0
+    for turn, at in enumerate(places):
+        bad = tmp_path / "bad.zip"
+        bad.write_bytes(good[:at] + bytes([good[at] ^ (1 << turn % 8)]) + good[at + 1 :])
+        try:
+            import_archive(second, bad)
+        except StoreError as error:
+            assert error.code in ("bad_archive", "newer_archive"), (at, error)
+            refused += 1
+    assert refused > len(places) / 2
+    assert verify(second) == [] and {row.id for row in list_models(second)} == {
+        ref for ref in branch.values() if ref.startswith("m_")
+    }
 
 
 def test_one_import_at_a_time(store: Store, second: Store, branch, tmp_path: Path) -> None:
