@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fresh import service
 from benchmarks.results import machine, table, write_section
 from core.checks import changed
 from core.model_manager import ModelManager
 from core.presets import PRESETS
-from core.settings import read_settings
 from core.specs import PruneSpec
-from dcaecore.sample_data import ensure_sample_set
 from store import MeasurementRow
 from store.jobs import list_jobs
 from store.scores import measurements
@@ -55,18 +53,12 @@ def main() -> None:
         "--only", nargs="+", choices=[way.title for way in WAYS], help="These ways; the others are taken as done."
     )
     asked = parser.parse_args()
-    settings = read_settings()
-    with tempfile.TemporaryDirectory() as scratch:
-        home = asked.home or Path(scratch)
-        settings = settings.model_copy(update={"home": home, "data_dir": settings.data_folder, "worker_idle_s": 20.0})
-        ensure_sample_set("mspacman", settings.data_folder / "samples")
-        manager = ModelManager(settings=settings)
+    with service(asked.home) as manager:
         dense = manager.initialize_model("demo", name="demo")
         for way in WAYS:
             if asked.only is None or way.title in asked.only:
                 make(manager, dense.id, way)
         report(manager, dense.id)
-        manager.store.close()
 
 
 def make(manager: ModelManager, dense: str, way: Way) -> None:

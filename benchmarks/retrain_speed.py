@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from scipy.stats import t as student_t
 
 import store.jobs as jobs
 from benchmarks.results import machine, table, write_section
@@ -28,9 +29,6 @@ from core.settings import Settings, read_settings
 from core.specs import RetrainSpec
 from dcaecore import DCAE, DEMO_FILE, BatchStream, ImageCache, PinnedImages, load_model, pin, train
 from store import open_store
-
-T_95 = {4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201}
-"""Student's t at 95 %, by degrees of freedom."""
 
 
 def by_hand(model: DCAE, stream: BatchStream, spec: RetrainSpec, device: str, steps: int) -> float:
@@ -113,7 +111,7 @@ def interval(ratios: list[float]) -> tuple[float, float, float]:
     """Geometric mean and its 95 % interval."""
     logs = [math.log(ratio) for ratio in ratios]
     mean = statistics.fmean(logs)
-    half = T_95[len(logs) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
+    half = float(student_t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
