@@ -60,7 +60,8 @@ def main() -> None:
             "",
             *table(["widths varied", "plans", "mean error", "largest"], errors),
             "",
-            "Targets: predicted -> achieved. Parameters, MACs and the bytes of all tensors are exact, or this benchmark fails. PSNR is predicted in one "
+            "Targets: predicted -> achieved. Parameters, MACs and the bytes of all tensors are exact, or this benchmark fails. "
+            "PSNR is predicted in one "
             "shot from 32 validation images and achieved on 64 test images, as a change; nothing was retrained. Milliseconds are "
             "those of the profile and of one interleaved benchmark, each against its own dense model.",
             "",
