@@ -19,6 +19,10 @@ from store.scores import measurements
 
 NARROW = PRESETS["medium"].prune
 """Most goes where the milliseconds are: the finer stages' streams and the wide GLUs. Widths stay multiples of 16."""
+ONE_RATE = PruneSpec(
+    method="structured", score="l2", compensate=False, part="decoder", kinds=("mid", "hidden", "heads", "stream"), rate=0.5
+)
+"""Plain magnitude pruning, as fast as `NARROW`: one rate for all sites of the decoder."""
 RECIPE = {
     "batch_size": 8, "warmup_epochs": 1, "init_lr": 2e-3, "weight_decay": 0.0, "foreground_weight": 12.0, "frozen_part": "encoder",
     "reconstruction_loss": "l1+mse", "betas": [0.9, 0.99], "ema_decay": 0.995, "val_steps": 32, "eval_interval": 5,
@@ -40,6 +44,7 @@ class Way:
 
 WAYS = (
     Way("Offshoot", NARROW, 42, RECIPE),
+    Way("plain L2, one rate", ONE_RATE, 42, RECIPE),
     Way("plain L2, same widths", changed(NARROW, score="l2", compensate=False), 42, RECIPE),
     Way("dense, retrained", None, 24, RECIPE),
 )
