@@ -143,7 +143,8 @@ def _histogram(path: str, bins: int) -> tuple[list[float], list[int], int]:
     from safetensors import safe_open
 
     values, pruned = [], 0
-    listed = read_header(Path(path))["masks"]
+    header = read_header(Path(path))
+    listed = header["masks"] if header["format"] > 1 else {}  # files of format 1 keep their zeros
     with safe_open(path, framework="numpy") as file:
         names = [name for name in file.keys() if ":" not in name and name.endswith(".weight")]  # noqa: SIM118 - not a mapping
         values += [file.get_tensor(name).reshape(-1) for name in names if len(file.get_slice(name).get_shape()) >= 2]

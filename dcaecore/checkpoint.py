@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from dcaecore.config import DCAEConfig
 from dcaecore.errors import CheckpointError
 from dcaecore.layout import Layout
+from dcaecore.old_formats import split_masks_of_format_1
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +109,10 @@ def read_header(path: Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"The header of {path.name} is damaged: {error!r}.", code="bad_header", next=COPY_AGAIN) from error
     if newer:
-        raise CheckpointError(f"{path.name} was written by a newer version.", code="format", given=version, legal=FORMAT)
+        raise CheckpointError(
+            f"{path.name} was written by a newer version.", code="format", given=version, legal=f"formats 1 to {FORMAT}",
+            next="Update Offshoot.",
+        )  # fmt: skip
     if missing:
         raise CheckpointError(f"The header of {path.name} lacks {sorted(missing)[0]}.", code="bad_header", next=COPY_AGAIN)
     return found
@@ -179,11 +183,14 @@ def _packed(name: str, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1])
 
 
-def split_masks(tensors: Mapping[str, Tensor], listed: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights and bool masks of a file's tensors; `listed` is the header's parameter -> [dtype, shape].
+def split_masks(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and bool masks of a file's tensors, by its header, of whatever format.
 
     Raises CheckpointError where a mask or its values do not fit what is listed.
     """
+    if header["format"] == 1:
+        return split_masks_of_format_1(tensors, header["masks"], MASK_PREFIX)
+    listed: Mapping[str, Any] = header["masks"]
     import numpy as np
     import torch
 
@@ -256,7 +263,7 @@ def load_model(path: Path, *, device: str = "cpu", dtype: torch.dtype | None = N
     dtype = dtype or torch.float32
     header = read_header(path)
     config, layout = DCAEConfig.from_json(header["config"]), Layout.from_json(header["layout"])
-    state, masks = split_masks(load_tensors(path), header["masks"])
+    state, masks = split_masks(load_tensors(path), header)
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     model = build(config, layout, state, name=path.name)
     return LoadedModel(model.to(device), {k: v.to(device) for k, v in masks.items()}, header)
@@ -278,4 +285,4 @@ def weights_digest(state: Mapping[str, Tensor], masks: Mapping[str, Tensor] | No
 def file_digest(path: Path) -> str:
     """`weights_digest` of a model file as stored."""
     header = read_header(path)
-    return weights_digest(*split_masks(load_tensors(path), header["masks"]))
+    return weights_digest(*split_masks(load_tensors(path), header))

@@ -81,8 +81,12 @@ def load_checkpoint(path: Path) -> TrainState:
     if not is_whole(path):
         raise CheckpointError(f"{path.name} is not a whole checkpoint.", code="checkpoint_damaged", given=str(path))
     facts = json.loads((path / "state.json").read_text())
-    if facts.pop("format") > FORMAT:
-        raise CheckpointError(f"{path.name} was written by a newer version.", code="checkpoint_format", legal=FORMAT)
+    version = facts.pop("format")
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path.name} was written by a newer version.", code="checkpoint_format", given=version, legal=f"formats 1 to {FORMAT}",
+            next="Update Offshoot.",
+        )  # fmt: skip
     parts = {
         name: load_file(path / f"{name}.safetensors") if (path / f"{name}.safetensors").exists() else {}
         for name in ("model", "ema", "best", "optimizer")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcaecore.checkpoint import KEY, LEGAL_FILE, build, load_model, load_tensors, read_metadata
+from dcaecore.checkpoint import FORMAT, KEY, LEGAL_FILE, build, load_model, load_tensors, read_metadata
 from dcaecore.config import CoderConfig, DCAEConfig
 from dcaecore.errors import CheckpointError
 from dcaecore.keys import DEFAULT_HEAD_DIM, config_of_diffusers, detect_format, from_format, infer_config, unwrap
@@ -74,6 +74,8 @@ def from_pretrained(
                 legal=find_variant(found),
                 next="Leave the variant out: the file names its own shape.",
             )
+        if loaded.header["format"] < FORMAT:
+            notes.append(f"read from format {loaded.header['format']}; files are written in format {FORMAT} now")
         return Pretrained(loaded.model, find_variant(found), "offshoot", loaded.masks, notes)
     state = load_tensors(path) if path.suffix == ".safetensors" else _read_torch(path, notes.append)
     state = unwrap(state, notes.append)

@@ -169,7 +169,7 @@ def test_a_masked_model_takes_the_bytes_of_what_is_left(tmp_path, sparsity, shar
     state = {"w": weight.to(dtype).masked_fill(~mask, 0.0)}
     save_model(file, state, config=TINY, layout=Layout(), masks={"w": mask})
     assert file.stat().st_size - 4000 < weight.numel() * dtype.itemsize * (share if dtype == torch.float32 else share + 0.04)
-    found, masks = split_masks(load_tensors(file), read_header(file)["masks"])
+    found, masks = split_masks(load_tensors(file), read_header(file))
     assert torch.equal(found["w"], state["w"]) and found["w"].dtype == dtype and torch.equal(masks["w"], mask)
     assert file_digest(file) == weights_digest(state, {"w": mask})
 
@@ -179,7 +179,7 @@ def test_masks_of_any_count(tmp_path, left):
     mask = torch.arange(9) < left
     state = {"w": torch.arange(1.0, 10.0).masked_fill(~mask, 0.0)}
     save_model(tmp_path / "m.safetensors", state, config=TINY, layout=Layout(), masks={"w": mask})
-    found, masks = split_masks(load_tensors(tmp_path / "m.safetensors"), {"w": ("float32", [9])})
+    found, masks = split_masks(load_tensors(tmp_path / "m.safetensors"), {"format": 2, "masks": {"w": ("float32", [9])}})
     assert torch.equal(found["w"], state["w"]) and torch.equal(masks["w"], mask)
 
 
