@@ -47,6 +47,8 @@ VERBS = [
     "export-branch",
     "import-branch",
     "mirror",
+    "test-run",
+    "infer",
 ]
 
 
