@@ -115,5 +115,5 @@ def _read(job: JobRow) -> Inference:
     found = job.result
     return Inference(
         job.id, job.created, InferSpec.model_validate(job.spec), Path(found["out"]), int(found["num_images"]),
-        int(found["num_broken"]), found["means"],
+        int(found["num_broken"]), {key: found["means"][key] for key in FIGURES if key in found["means"]},
     )  # fmt: skip

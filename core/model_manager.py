@@ -26,6 +26,7 @@ from core.housekeeping import Housekeeping
 from core.inference import Inferring
 from core.inspection import Inspection
 from core.jobs.launch import ensure_worker
+from core.layers import Layers
 from core.names import model_name, pruned_name
 from core.planning import Planning
 from core.presets import preset_on
@@ -48,6 +49,7 @@ from core.specs import (
     Spec,
 )
 from core.training import Training
+from core.unit_diff import UnitDiffs
 from core.uploads import checked_upload
 from dcaecore.config import DCAEConfig
 from dcaecore.cost import Cost, estimate
@@ -63,7 +65,7 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 
 class ModelManager(
     Planning, Training, Augmentations, Inspection, Reproduction, Housekeeping, Forests, Cards, Reporting, Exports, DataRuns,
-    Inferring,
+    Inferring, UnitDiffs, Layers,
 ):  # fmt: skip
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 

@@ -11,6 +11,7 @@ from core.compare import METRICS  # noqa: E402
 from pages.ui.choice import front_section, quality_section, ranking_section  # noqa: E402
 from pages.ui.data_runs import on_images, runs_section  # noqa: E402
 from pages.ui.figures import change_text, measured_text, protocol_text, validate_and_save, watch_validations  # noqa: E402
+from pages.ui.inside import inside_section  # noqa: E402
 from pages.ui.picture_grid import images_section, upload_section  # noqa: E402
 from pages.ui.shipping import export_section, report_section  # noqa: E402
 
@@ -80,6 +81,7 @@ with guarded():
     ranking_section(manager, comparison)
     images_section(manager, comparison)
     upload_section(manager, comparison)
+    inside_section(manager, comparison)
     runs_section(manager, comparison.models)
     report_section(manager, comparison.models)
     export_section(manager, comparison.models)

@@ -23,6 +23,7 @@ MODULES: dict[str, str] = {
     "reconstruct": "core.operations.reconstruct",
     "testrun": "core.operations.testrun",
     "infer": "core.operations.infer",
+    "activations": "core.operations.activations",
 }
 
 

@@ -19,7 +19,7 @@ from core.specs.pruning import (
     ScheduleSpec,
     UnitScore,
 )
-from core.specs.running import DataRunSpec, InferSpec
+from core.specs.running import ActivationsSpec, DataRunSpec, InferSpec
 from core.specs.shipping import MOST_RECONSTRUCTING, ExportSpec, ReconstructSpec, ReproduceSpec
 from core.specs.training import BranchSpec, ResetSpec, RetrainSpec
 
@@ -41,11 +41,13 @@ SPECS: dict[str, type[Spec]] = {
         ReconstructSpec,
         DataRunSpec,
         InferSpec,
+        ActivationsSpec,
     )
 }
 
 
 __all__ = [
+    "ActivationsSpec",
     "BenchmarkSpec",
     "BranchSpec",
     "CALIBRATED_SCORES",

@@ -1,4 +1,4 @@
-"""A model on images that it is not judged by: test runs, and reconstructions of whole folders."""
+"""A model on images that it is not judged by: test runs, whole folders, and what goes on inside."""
 
 from __future__ import annotations
 
@@ -55,3 +55,18 @@ class InferSpec(Spec):
         "original", "Pictures without padding and as large as they came, or as the model makes them.", group="Results"
     )
     save_latents: bool = spec_field(False, "Latents too, as .npy files (C, H, W) of float32.", group="Results")
+
+
+class ActivationsSpec(Spec):
+    """Measure what comes out of each layer over some images."""
+
+    operation: ClassVar[str] = "activations"
+
+    data: DataSpec = spec_field(DataSpec(), "Images.", group="Data")
+    part: Literal["train", "validation", "test"] = spec_field("validation", "Part of the data.", group="Data")
+    image_size: int = spec_field(
+        128, "Side of the square that images are padded and resized to.", group="Data", ge=16, le=4096, unit="px"
+    )
+    num_images: int = spec_field(16, "Pinned images.", group="Data", ge=1, le=10_000)
+    batch_size: int = spec_field(4, "Images at once; does not change the figures.", group="Basic", ge=1, le=256, identity=False)
+    dtype: DType = spec_field("float32", "Precision.", group="Basic")

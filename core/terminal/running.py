@@ -51,7 +51,7 @@ def run_on_data(
 
 
 def show_runs(manager: ModelManager, ids: list[str], found: list[DataRun]) -> None:
-    """The pinned figures first, then one table for each data set; rows are models."""
+    """The pinned figures first, then one table for each data set; columns are models."""
     comparison = manager.compare(ids)
     names = {model.id: model.name for model in comparison.models}
     pinned = {ref: {key: figure.value for key, figure in own.items()} for ref, own in comparison.figures.items()}
@@ -61,15 +61,15 @@ def show_runs(manager: ModelManager, ids: list[str], found: list[DataRun]) -> No
     if not tables:
         output.console.print("Nothing was measured yet.")
     for title, figures in tables:
+        refs = [ref for ref in ids if ref in figures]
         keys = [
             key
             for key, metric in METRICS.items()
-            if metric.source == "scores" and any(own.get(key) is not None for own in figures.values())
+            if metric.source == "scores" and any(figures[ref].get(key) is not None for ref in refs)
         ]
-        table = Table("", *(METRICS[key].title for key in keys), header_style="bold", title=title, title_justify="left")
-        for ref in ids:
-            if ref in figures:
-                table.add_row(names[ref], *(METRICS[key].text(figures[ref].get(key)) for key in keys))
+        table = Table("", *(names[ref] for ref in refs), header_style="bold", title=title, title_justify="left")
+        for key in keys:
+            table.add_row(METRICS[key].title, *(METRICS[key].text(figures[ref].get(key)) for ref in refs))
         output.console.print(table)
 
 

@@ -49,6 +49,9 @@ VERBS = [
     "mirror",
     "test-run",
     "infer",
+    "diff",
+    "layers",
+    "activations",
 ]
 
 

@@ -88,3 +88,43 @@ def test_other_images_stand_beside_the_pinned_ones(bench, pair, folder):
     assert [job.operation for job in asked] == ["infer", "testrun", "testrun"]
     assert {job.parent_model_id for job in asked[1:]} == set(pair) and asked[0].parent_model_id == pair[1]
     assert asked[1].spec["data"]["location"] == str(folder)
+
+
+INSIDE = """
+import sys
+from streamlit.testing.v1 import AppTest
+app = AppTest.from_file("Home.py", default_timeout=60)
+app.switch_page("pages/4_Compare.py")
+app.query_params["models"] = sys.argv[2].split("=")[1]
+app.run()
+def fine():
+    assert not app.exception, app.exception[0].stack_trace
+    assert not app.error, [e.value for e in app.error]
+    return app
+def show(mode):
+    next(b for b in fine().button_group if b.key == "inside-mode").set_value(mode).run()
+def box(key):
+    return next(b for b in fine().selectbox if b.key == key)
+show("Two models, unit by unit")
+assert any("units are in both" in m.value for m in app.markdown)
+site = next(o for o in box("diff-site").options if ".mid" in o or "mid ·" in o)
+box("diff-site").select(site).run()
+assert any(c.value.startswith("Only in base: ") for c in fine().caption)
+units = next(t.value for t in app.dataframe if "change" in t.value.columns)
+assert (units.change == 0).all() and len(units) == int(site.split(" · ")[1].split(" ")[0])
+box("diff-second").select(box("diff-first").value).run()
+assert any("Every weight is the same" in c.value for c in fine().caption)
+show("One model, layer by layer")
+layers = next(t.value for t in fine().dataframe if "layer" in t.value.columns)
+assert any("→" in str(cell) for cell in layers.outputs) and len(layers["of weights"].iloc[0]) == 48
+assert any("not measured yet" in c.value for c in app.caption)
+next(b for b in app.button if b.key == "activations-run").click().run()
+print("TORCH", "torch" in sys.modules)
+fine()
+"""
+
+
+def test_two_models_are_held_side_by_side_and_layers_are_shown(bench, pair):
+    assert "TORCH False" in drive(bench.settings, "", f"models={','.join(pair)}", script=INSIDE)
+    (job,) = st.jobs.list_jobs(bench.store, None, 1)
+    assert job.operation == "activations" and job.parent_model_id == pair[1] and job.spec["image_size"] == 32
