@@ -17,13 +17,16 @@ from core.augmentations import Augmentations
 from core.card import Cards
 from core.checks import SpecLike, changed, checked
 from core.compare import Comparison, compare
+from core.data_runs import DataRuns
 from core.devices import default_device, devices
 from core.errors import CoreError
 from core.exports import Exports
 from core.forest import Forests
 from core.housekeeping import Housekeeping
+from core.inference import Inferring
 from core.inspection import Inspection
 from core.jobs.launch import ensure_worker
+from core.layers import Layers
 from core.names import model_name, pruned_name
 from core.planning import Planning
 from core.presets import preset_on
@@ -46,6 +49,7 @@ from core.specs import (
     Spec,
 )
 from core.training import Training
+from core.unit_diff import UnitDiffs
 from core.uploads import checked_upload
 from dcaecore.config import DCAEConfig
 from dcaecore.cost import Cost, estimate
@@ -59,7 +63,10 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
 
 
-class ModelManager(Planning, Training, Augmentations, Inspection, Reproduction, Housekeeping, Forests, Cards, Reporting, Exports):
+class ModelManager(
+    Planning, Training, Augmentations, Inspection, Reproduction, Housekeeping, Forests, Cards, Reporting, Exports, DataRuns,
+    Inferring, UnitDiffs, Layers,
+):  # fmt: skip
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.
