@@ -24,6 +24,7 @@ from core.forest import Forests
 from core.housekeeping import Housekeeping
 from core.inspection import Inspection
 from core.jobs.launch import ensure_worker
+from core.mirroring import Mirroring
 from core.names import model_name, pruned_name
 from core.planning import Planning
 from core.presets import preset_on
@@ -59,7 +60,9 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
 
 
-class ModelManager(Planning, Training, Augmentations, Inspection, Reproduction, Housekeeping, Forests, Cards, Reporting, Exports):
+class ModelManager(
+    Planning, Training, Augmentations, Inspection, Reproduction, Housekeeping, Forests, Cards, Reporting, Exports, Mirroring
+):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.
@@ -390,7 +393,7 @@ class ModelManager(Planning, Training, Augmentations, Inspection, Reproduction, 
 
     def warm(self) -> None:
         """Starts the default device's worker, so that the first job starts at once."""
-        ensure_worker(self.store, self.settings, default_device(self.settings.device))
+        self._ensure_worker(default_device(self.settings.device))
 
     # Inside ---------------------------------------------------------------------------------------------------------------
 
@@ -439,6 +442,7 @@ class ModelManager(Planning, Training, Augmentations, Inspection, Reproduction, 
 
     def _ensure_worker(self, device: str) -> None:
         ensure_worker(self.store, self.settings, device)
+        self.ensure_mirror()
 
 
 def _trained_macs(cost: Cost, spec: RetrainSpec) -> int:
