@@ -27,6 +27,7 @@ from core.inference import Inferring
 from core.inspection import Inspection
 from core.jobs.launch import ensure_worker
 from core.layers import Layers
+from core.mirroring import Mirroring
 from core.names import model_name, pruned_name
 from core.planning import Planning
 from core.presets import preset_on
@@ -64,9 +65,22 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 
 
 class ModelManager(
-    Planning, Training, Augmentations, Inspection, Reproduction, Housekeeping, Forests, Cards, Reporting, Exports, DataRuns,
-    Inferring, UnitDiffs, Layers,
-):  # fmt: skip
+    Planning,
+    Training,
+    Augmentations,
+    Inspection,
+    Reproduction,
+    Housekeeping,
+    Forests,
+    Cards,
+    Reporting,
+    Exports,
+    DataRuns,
+    Inferring,
+    UnitDiffs,
+    Layers,
+    Mirroring,
+):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.
@@ -397,7 +411,7 @@ class ModelManager(
 
     def warm(self) -> None:
         """Starts the default device's worker, so that the first job starts at once."""
-        ensure_worker(self.store, self.settings, default_device(self.settings.device))
+        self._ensure_worker(default_device(self.settings.device))
 
     # Inside ---------------------------------------------------------------------------------------------------------------
 
@@ -446,6 +460,7 @@ class ModelManager(
 
     def _ensure_worker(self, device: str) -> None:
         ensure_worker(self.store, self.settings, device)
+        self.ensure_mirror()
 
 
 def _trained_macs(cost: Cost, spec: RetrainSpec) -> int:
