@@ -29,6 +29,7 @@ import store.jobs as jobs
 from core.compare import compare
 from core.errors import CoreError, as_error
 from core.mirror.extras import Extras, read_extras
+from core.mirror.modes import check_reachable
 from core.mirror.reading import API_LIMIT_S, confirm, read_remote
 from core.mirror.refusals import first_line, refusal
 from core.mirror.runs import RunRecord, jobs_of, read_run, subject_of
@@ -136,6 +137,8 @@ class Sender:
 
     def _open(self, record: RunRecord) -> tuple[wandb.Run, int]:
         """The run and the last step that W&B has of it, -1 for none."""
+        if self.mode == "online":
+            check_reachable()
         try:
             run = wandb.init(
                 mode=self.mode,  # type: ignore[arg-type]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -99,9 +101,9 @@ def test_broken_lines_and_a_kill_in_mid_upload_leave_each_thing_once(store, serv
         return None
 
     server.faults += [
-        fail_times(2, Fault(drop=True), path="file_stream"),
-        fail_times(2, Fault(drop=True, after=True), path="file_stream"),
-        fail_times(2, Fault(status=500), path="file_stream"),
+        fail_times(1, Fault(drop=True), path="file_stream"),
+        fail_times(1, Fault(drop=True, after=True), path="file_stream"),
+        fail_times(1, Fault(status=500), path="file_stream"),
         fail_times(1, Fault(status=502), operation="UpsertBucket"),
         fail_times(1, Fault(drop=True, after=True), operation="CreateArtifact"),
         fail_times(1, Fault(status=500), operation="CreateArtifactFiles"),
@@ -126,6 +128,31 @@ def test_broken_lines_and_a_kill_in_mid_upload_leave_each_thing_once(store, serv
     server.delete(done["prune"].id)
     problems = verify_target(store, "online", tmp_path / "mirror").problems
     assert len(problems) == 2 and "missing" in problems[0] and "loss at step 8" in problems[1]
+
+
+def test_offline_runs_sent_on_later_have_the_same_edges(store, server, tmp_path):
+    done = build_branch(store)
+    folder = tmp_path / "mirror"
+    report = mirror.mirror_branch(store, done["prune"].model_id, "offline", folder)
+    assert list(report.sent) == [done["import"].id, done["prune"].id] and server.runs == {}
+    assert list(mirror.mirror_branch(store, done["retrain"].model_id, "offline", folder).sent)[0] == done["retrain"].id
+    script = folder / "sync.sh"
+    lines = [line.split()[-1] for line in script.read_text().splitlines() if line.startswith("send ")]
+    assert lines[:3] == [done[name].id for name in ("import", "prune", "retrain")] and len(lines) == 5
+    script.write_text("\n".join(line for line in script.read_text().splitlines() if done["benchmark"].id not in line) + "\n")
+    for _ in range(2):  # the second time has nothing to do
+        sent = subprocess.run(
+            [script], env={**os.environ, "PYTHON": sys.executable, "WANDB_DIR": str(tmp_path)}, check=True, capture_output=True
+        )
+    assert sent.stdout == b""
+    assert set(server.runs) == {done[name].id for name in ("import", "prune", "retrain", "evaluate")}
+    edges = [(f"dcae-{child}", f"dcae-{parent}") for child, parent in store.rows("SELECT child, parent FROM edge")]
+    assert sorted(server.model_edges()) == sorted(edges)
+    run = server.run(done["retrain"].id)
+    assert [step for step, _ in run.curve("loss")] == list(range(1, 11)) and run.group == done["import"].model_id
+    assert [server.artifacts[ref].collection for ref in server.run(done["evaluate"].id).used] == [
+        f"dcae-{done['retrain'].model_id}"
+    ]
 
 
 def test_a_run_deleted_there_and_a_full_account_cost_one_line_each(store, server, tmp_path):

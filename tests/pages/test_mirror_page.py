@@ -14,17 +14,19 @@ app = AppTest.from_file("Home.py", default_timeout=60)
 def captions():
     assert not app.exception, app.exception[0].stack_trace
     return [c.value for c in app.caption]
+def box(boxes, key):
+    return next(b for b in boxes if (b.key or "").startswith(key))
 app.run()
 assert "W&B: 1 run waits for a key." in captions(), captions()
 assert not app.error
-mode = next(s for s in app.selectbox if s.key == "mirror-mode")
+mode = box(app.selectbox, "mirror-mode")
 assert mode.value == "auto" and not mode.disabled
 mode.set_value("online").run()
 assert "no W&B key" in app.error[0].value, app.error
-next(t for t in app.text_input if t.key == "mirror-project").set_value("a/b").run()
+box(app.text_input, "mirror-project").set_value("a/b").run()
 assert any("refuses the project name" in e.value for e in app.error), app.error
-next(t for t in app.text_input if t.key == "mirror-project").set_value("shared").run()
-next(s for s in app.selectbox if s.key == "mirror-mode").set_value("off").run()
+box(app.text_input, "mirror-project").set_value("shared").run()
+box(app.selectbox, "mirror-mode").set_value("off").run()
 assert "The W&B mirror is off." in captions(), captions()
 print("TORCH", "torch" in sys.modules, "wandb" in sys.modules)
 """
