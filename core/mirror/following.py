@@ -25,8 +25,9 @@ from typing import Any
 import store.jobs as jobs
 from core.errors import CoreError
 from core.mirror.choice import chosen_settings
-from core.mirror.modes import UNREACHABLE, Target, check_folder, resolve_target
+from core.mirror.modes import GONE, Target, check_folder, resolve_target
 from core.mirror.process import ROOT, SenderProcess
+from core.mirror.refusals import FOR_ALL
 from core.mirror.replay import RUN_LIMIT_S, Pass, finished, only_one, retry_wait_s, wanted_of
 from core.settings import Settings
 from store import Store, checkpoints, mirrored
@@ -159,7 +160,7 @@ class Follower:
                 self._send_live(target)
         if now - self._busy_at > LINGER_S or now - self._sent_at > GIVE_UP_S:
             return None
-        if not active and not self._left and not self.live:
+        if not self._left and not self.live:
             self.close()
         return POLL_S
 
@@ -243,11 +244,11 @@ class Follower:
             set_mirrored(self.store, target.name, job.id, answer["sent"]["remote"], progress)
             return True
         error = answer["error"]
-        state = "gone" if error["code"] == "mirror_gone" else "failed"
+        state = "gone" if error["code"] == GONE else "failed"
         set_mirrored(self.store, target.name, job.id, "", {"state": state, "error": error})
         if state == "failed":
             self._after(True)
-        return error["code"] != UNREACHABLE and not self._open_sender(target).is_gone
+        return error["code"] not in FOR_ALL and not self._open_sender(target).is_gone
 
     def _leave(self, job_id: str, state: str) -> None:
         """Ends an open run for now: W&B shows it as preempted (paused) or failed, and takes it up again later."""
