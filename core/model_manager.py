@@ -22,8 +22,10 @@ from core.errors import CoreError
 from core.exports import Exports
 from core.forest import Forests
 from core.housekeeping import Housekeeping
+from core.image_losses import ImageFates
 from core.inspection import Inspection
 from core.jobs.launch import ensure_worker
+from core.mixing import Mixing
 from core.names import model_name, pruned_name
 from core.planning import Planning
 from core.presets import preset_on
@@ -59,7 +61,20 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 """Training speed of two CPU cores before anything was measured: forward + backward at 3 x the forward's MACs."""
 
 
-class ModelManager(Planning, Training, Augmentations, Inspection, Reproduction, Housekeeping, Forests, Cards, Reporting, Exports):
+class ModelManager(
+    Planning,
+    Training,
+    Augmentations,
+    Inspection,
+    ImageFates,
+    Mixing,
+    Reproduction,
+    Housekeeping,
+    Forests,
+    Cards,
+    Reporting,
+    Exports,
+):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
     Raises StoreError for a folder that is no store, CoreError and dcaecore's errors for a caller's mistakes.
@@ -177,8 +192,8 @@ class ModelManager(Planning, Training, Augmentations, Inspection, Reproduction, 
         self, parent: Parent, spec: SpecLike = None, *, device: str | None = None, name: str | None = None
     ) -> JobRow:
         """Submits a retraining."""
-        given = checked(RetrainSpec, spec)
-        self._check_retraining(parent, given)
+        given = self.with_losses(parent, checked(RetrainSpec, spec))
+        self._check_retraining(parent, given, device)
         return self._submit(given, parent, device=device, name=name or model_name("dcae", "retrained"))
 
     def evaluate_model(self, model: Parent, spec: SpecLike = None, *, device: str | None = None) -> JobRow:
@@ -285,7 +300,7 @@ class ModelManager(Planning, Training, Augmentations, Inspection, Reproduction, 
         row = self.get_model(parent)
         for each in rounds:
             self._check_pruning(row.id, each.prune)
-            self._check_retraining(row.id, each.retrain)
+            self._check_retraining(row.id, self.with_losses(row.id, each.retrain), device)
         for size in (scored.image_size, timed.image_size):
             self._check_size(row.id, size)
         chain: list[JobRow] = []
@@ -402,17 +417,6 @@ class ModelManager(Planning, Training, Augmentations, Inspection, Reproduction, 
             self._check_size(parent, spec.calibration_size)
         if isinstance(parent, str):
             self.predict_pruning(parent, spec)
-
-    def _check_retraining(self, parent: Parent, spec: RetrainSpec) -> None:
-        self._check_size(parent, spec.image_size)
-        if isinstance(parent, str):
-            self._check_parts_and_goal(parent, spec)
-        if spec.perceptual_weight > 0:
-            from dcaecore.losses import lpips_status  # imports torch: only where it is asked for
-
-            available, reason = lpips_status()
-            if not available:
-                raise CoreError(f"The perceptual loss is off: {reason}.", code="no_lpips", legal=0.0)
 
     def _check_size(self, model: Parent, image_size: int) -> None:
         if isinstance(model, str):

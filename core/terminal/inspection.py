@@ -1,4 +1,4 @@
-"""`python -m core inspect`: single images on a terminal."""
+"""`python -m core inspect` and `image-losses`: single images on a terminal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from core.image_losses import LOSS_ORDERS
 from core.inspection import ORDERS
 from core.specs import InspectSpec
 from core.terminal import output
@@ -15,8 +16,9 @@ from core.terminal.options import spec_values, with_options
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the verb of this module."""
+    """Adds the verbs of this module."""
     app.command("inspect")(with_options(inspect, InspectSpec))
+    app.command("image-losses")(image_losses)
 
 
 def inspect(
@@ -49,3 +51,28 @@ def inspect(
         shown.add_row(image["row"], f"{image['psnr_db']:.2f}", change, image["nearly_equals"])
     output.console.print(shown)
     output.console.print(f"{len(table.row_ids)} images; {len(table.broken)} broken.", highlight=False)
+
+
+def image_losses(
+    job: Annotated[str, typer.Argument(help="A retraining's id.")],
+    order: Annotated[str, typer.Option(help=f"How images are listed: {', '.join(LOSS_ORDERS)}.")] = "worst",
+    containing: Annotated[str, typer.Option(help="Only row ids with this text.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="Images listed.")] = 20,
+) -> None:
+    """How each training image fared in a retraining, while it runs or afterwards: first, last and mean loss, and when it was drawn."""
+    from core.terminal.app import state
+
+    table = state.manager().image_losses(job)
+    rows = [] if table is None else table.rows(order, containing=containing, limit=limit)  # type: ignore[arg-type]
+    if state.json:
+        output.emit({"num_images": 0 if table is None else len(table.row_ids), "images": rows})
+        return
+    if table is None:
+        output.console.print("No image was drawn before its last validation.", highlight=False)
+        return
+    shown = Table("row", "mean loss", "last loss", "first loss", "last drawn at step", "times drawn", header_style="bold")
+    for image in rows:
+        losses = (f"{image[f'{name}_loss']:.4f}" for name in ("mean", "last", "first"))
+        shown.add_row(image["row"], *losses, str(image["step"]), str(image["count"]))
+    output.console.print(shown)
+    output.console.print(f"{len(table.row_ids)} images were drawn.", highlight=False)
