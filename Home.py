@@ -11,6 +11,7 @@ from core.specs import DataSpec  # noqa: E402
 from pages.ui.chain import finished, start_chain, watch_chain  # noqa: E402
 from pages.ui.figures import headline, pictures, validate_and_save  # noqa: E402
 from pages.ui.forms import data_form  # noqa: E402
+from pages.ui.mirror import mirror_line  # noqa: E402
 from pages.ui.tree import tree_chart, tree_height  # noqa: E402
 
 
@@ -85,3 +86,4 @@ st.subheader("Family tree")
 rows = manager.relatives(current.id)
 st.echarts_chart(tree_chart(rows, chosen=current.id), height=tree_height(rows), key="home-tree")
 st.page_link("pages/5_Lineage.py", label="Open the lineage", icon=":material/account_tree:")
+mirror_line(manager)

@@ -28,7 +28,8 @@ demo: $(VENV)/run.stamp
 ## Lint, types and every test, the browser's included; coverage must stay over 85 %.
 test: check
 	chromium="$$(scripts/chromium)" && OFFSHOOT_CHROMIUM="$$chromium" OMP_NUM_THREADS=1 \
-		$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-fail-under 85
+		$(BIN)/python -m slipcover --source core,store,dcaecore --skip-covered --fail-under 85 \
+		-m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -53,8 +54,10 @@ bench: $(VENV)/run.stamp
 	$(BIN)/python -m benchmarks.one_shot
 	$(BIN)/python -m benchmarks.large_model
 	$(BIN)/python -m benchmarks.fast_decoder
+	$(BIN)/python -m benchmarks.solver
 	$(BIN)/python -m benchmarks.pareto
 	$(BIN)/python -m benchmarks.retrain_speed
+	$(BIN)/python -m benchmarks.store_speed
 
 ## The README's pictures, of the store that OFFSHOOT_HOME names.
 pictures: $(VENV)/test.stamp

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fresh import service
 from benchmarks.results import machine, table, write_section
 from core.checks import changed
 from core.model_manager import ModelManager
 from core.presets import PRESETS
-from core.settings import read_settings
 from core.specs import PruneSpec
-from dcaecore.sample_data import ensure_sample_set
 from store import MeasurementRow
 from store.jobs import list_jobs
 from store.scores import measurements
 
 NARROW = PRESETS["medium"].prune
 """Most goes where the milliseconds are: the finer stages' streams and the wide GLUs. Widths stay multiples of 16."""
+ONE_RATE = PruneSpec(
+    method="structured", score="l2", compensate=False, part="decoder", kinds=("mid", "hidden", "heads", "stream"), rate=0.5
+)
+"""Plain magnitude pruning, as fast as `NARROW`: one rate for all sites of the decoder."""
 RECIPE = {
     "batch_size": 8, "warmup_epochs": 1, "init_lr": 2e-3, "weight_decay": 0.0, "foreground_weight": 12.0, "frozen_part": "encoder",
     "reconstruction_loss": "l1+mse", "betas": [0.9, 0.99], "ema_decay": 0.995, "val_steps": 32, "eval_interval": 5,
@@ -42,6 +44,7 @@ class Way:
 
 WAYS = (
     Way("Offshoot", NARROW, 42, RECIPE),
+    Way("plain L2, one rate", ONE_RATE, 42, RECIPE),
     Way("plain L2, same widths", changed(NARROW, score="l2", compensate=False), 42, RECIPE),
     Way("dense, retrained", None, 24, RECIPE),
 )
@@ -55,18 +58,12 @@ def main() -> None:
         "--only", nargs="+", choices=[way.title for way in WAYS], help="These ways; the others are taken as done."
     )
     asked = parser.parse_args()
-    settings = read_settings()
-    with tempfile.TemporaryDirectory() as scratch:
-        home = asked.home or Path(scratch)
-        settings = settings.model_copy(update={"home": home, "data_dir": settings.data_folder, "worker_idle_s": 20.0})
-        ensure_sample_set("mspacman", settings.data_folder / "samples")
-        manager = ModelManager(settings=settings)
+    with service(asked.home) as manager:
         dense = manager.initialize_model("demo", name="demo")
         for way in WAYS:
             if asked.only is None or way.title in asked.only:
                 make(manager, dense.id, way)
         report(manager, dense.id)
-        manager.store.close()
 
 
 def make(manager: ModelManager, dense: str, way: Way) -> None:

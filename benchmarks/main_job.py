@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
+from benchmarks.fresh import service
 from benchmarks.results import machine, table, write_section
 from core.compare import METRICS
-from core.model_manager import ModelManager
 from core.presets import PRESETS
-from core.settings import read_settings
 from core.terminal import demo
 
 
@@ -19,14 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, help="Where the store stays; else it goes with the run.")
     kept = parser.parse_args().home
-    settings = read_settings()
-    with tempfile.TemporaryDirectory() as scratch:
-        home = kept or Path(scratch)
-        settings = settings.model_copy(update={"home": home, "data_dir": settings.data_folder, "worker_idle_s": 20.0})
-        manager = ModelManager(settings=settings)
+    with service(kept) as manager:
         found = demo.run(manager, 0.5, quick=False, follow=lambda job: manager.wait(job.id))
         (trained,) = (job for job in manager.jobs(limit=20) if job.operation == "retrain")
-        manager.store.close()
     baseline, made = found.models
     rows = []
     for key, metric in METRICS.items():

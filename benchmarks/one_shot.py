@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
-from pathlib import Path
 from typing import Any
 
+from benchmarks.fresh import service
 from benchmarks.results import machine, table, write_section
 from core.model_manager import ModelManager
-from core.settings import read_settings
-from dcaecore.sample_data import ensure_sample_set
 
 RATES = (0.3, 0.5, 0.7)
 WAYS: dict[str, dict[str, Any]] = {
@@ -29,11 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     rates = parser.parse_args().rates
-    settings = read_settings()
-    with tempfile.TemporaryDirectory() as scratch:
-        settings = settings.model_copy(update={"home": Path(scratch), "data_dir": settings.data_folder, "worker_idle_s": 20.0})
-        ensure_sample_set("mspacman", settings.data_folder / "samples")
-        manager = ModelManager(settings=settings)
+    with service() as manager:
         dense = manager.initialize_model("demo", name="demo")
         before = figures(manager, dense.id)
         found = {}
@@ -48,7 +41,6 @@ def main() -> None:
                     smaller,
                     made.facts["decode_macs"] / dense.facts["decode_macs"] - 1,
                 )
-        manager.store.close()
     rows = []
     for (way, rate), (psnr, foreground, parameters, macs) in found.items():
         plain = found[PLAIN, rate]

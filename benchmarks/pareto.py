@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.fast_decoder import RECIPE
+from benchmarks.fresh import service
 from benchmarks.results import machine, table, write_section
 from core.choice import pareto_front
 from core.model_manager import ModelManager
-from core.settings import read_settings
-from dcaecore.sample_data import ensure_sample_set
+from store.jobs import list_jobs
 from store.scores import measurements
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -34,33 +33,26 @@ BATCH = 8
 def main() -> None:
     """Prunes the decoder, retrains it with the encoder held, evaluates; then one interleaved benchmark of all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--home", type=Path, help="Where the store stays, to be looked at in the workbench; else it goes.")
+    parser.add_argument("--home", type=Path, help="Where the store stays, to be looked at in the workbench, and to go on from.")
     kept = parser.parse_args().home
-    settings = read_settings()
-    with tempfile.TemporaryDirectory() as scratch:
-        home = kept or Path(scratch)
-        settings = settings.model_copy(update={"home": home, "data_dir": settings.data_folder, "worker_idle_s": 20.0})
-        ensure_sample_set("mspacman", settings.data_folder / "samples")
-        manager = ModelManager(settings=settings)
+    with service(kept) as manager:
         dense = manager.initialize_model("demo", name="demo").id
         manager.wait(manager.evaluate_model(dense).id)
-        made = {f"{ratio}: {way}": make(manager, dense, ratio, way) for ratio in RATIOS for way in WAYS}
+        done = {job.name: job.model_id for job in list_jobs(manager.store, ("done",), operations=("retrain",))}
+        made = {}
+        for ratio in RATIOS:
+            for way in WAYS:
+                title = f"{ratio}: {way}"
+                made[title] = done.get(title) or make(manager, dense, title, {**WAYS[way], "site_rates": RATIOS[ratio]})
         report(manager, dense, made)
-        manager.store.close()
 
 
-def make(manager: ModelManager, dense: str, ratio: str, way: str) -> str:
+def make(manager: ModelManager, dense: str, title: str, how: dict[str, Any]) -> str:
     """The retrained model."""
-    how = {
-        **WAYS[way],
-        "part": "decoder",
-        "kinds": ["mid", "hidden", "heads", "stream"],
-        "rate": 0.5,
-        "site_rates": RATIOS[ratio],
-    }
+    how = {"part": "decoder", "kinds": ["mid", "hidden", "heads", "stream"], "rate": 0.5, **how}
     retrain = {**RECIPE, "n_epochs": STEPS // 50, "steps_per_epoch": 50}
     pruned = manager.prune_model(dense, how)
-    trained = manager.retrain_model({"job": pruned.id}, retrain, name=f"{ratio}: {way}")
+    trained = manager.retrain_model({"job": pruned.id}, retrain, name=title)
     manager.wait(manager.evaluate_model({"job": trained.id}).id)
     return str(manager.job(trained.id).model_id)
 

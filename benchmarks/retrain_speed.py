@@ -1,9 +1,8 @@
 """Steps a second of a retraining job's loop against a loop written by hand: same model, batches, loader threads, optimizer.
 
 The job's loop runs as in a job: each step's figures in a real store, progress, control asked at each step, masks on every weight
-matrix, reconstructions and checkpoints. Blocks of both alternate, and the ratio of each pair counts, so a machine that slows down
-slows both. A block's clock runs from the end of its first step to the end of its last:
-validation lies outside, as the loop by hand has none, and the one checkpoint of a block is told apart.
+matrix, reconstructions and checkpoints. Both live in one process and take turns of a few steps, so a machine that slows down slows
+both; the ratio of each pair of turns counts. Validation lies outside, as the loop by hand has none, and a checkpoint is told apart.
 """
 
 from __future__ import annotations
@@ -12,12 +11,15 @@ import argparse
 import math
 import statistics
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from scipy.stats import bootstrap
 
 import store.jobs as jobs
 from benchmarks.results import machine, table, write_section
@@ -29,12 +31,46 @@ from core.specs import RetrainSpec
 from dcaecore import DCAE, DEMO_FILE, BatchStream, ImageCache, PinnedImages, load_model, pin, train
 from store import open_store
 
-T_95 = {4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201}
-"""Student's t at 95 %, by degrees of freedom."""
+HAND, JOB = "loop written by hand", "a job's loop: figures, progress, control, masks"
 
 
-def by_hand(model: DCAE, stream: BatchStream, spec: RetrainSpec, device: str, steps: int) -> float:
-    """The loop as one writes it: seconds for `steps - 1` steps after the first."""
+class Turns:
+    """Two loops that take turns of `stretch` steps, and the seconds of each turn."""
+
+    def __init__(self, names: tuple[str, str], stretch: int) -> None:
+        self.seconds: dict[str, list[float]] = {name: [] for name in names}
+        self.stretch = stretch
+        self._steps = dict.fromkeys(names, 0)
+        self._running = list(names)
+        self._changed = threading.Condition()
+        self._started = 0.0
+
+    def begin(self, name: str) -> None:
+        """Waits for the turn."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._running[0] == name)
+        self._started = time.perf_counter()
+
+    def stepped(self, name: str, beside_s: float = 0.0) -> None:
+        """After each step, of which `beside_s` do not count; hands over at the end of a stretch."""
+        self._started += beside_s
+        self._steps[name] += 1
+        if self._steps[name] % self.stretch == 0:
+            self.seconds[name].append(time.perf_counter() - self._started)
+            with self._changed:
+                self._running.append(self._running.pop(0))
+                self._changed.notify_all()
+            self.begin(name)
+
+    def leave(self, name: str) -> None:
+        """The other goes on alone."""
+        with self._changed:
+            self._running.remove(name)
+            self._changed.notify_all()
+
+
+def by_hand(model: DCAE, stream: BatchStream, spec: RetrainSpec, device: str, turns: Turns) -> None:
+    """The loop as one writes it."""
     model = model.to(device=device, memory_format=torch.channels_last).train()
     settings = train_settings(spec)
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -44,8 +80,8 @@ def by_hand(model: DCAE, stream: BatchStream, spec: RetrainSpec, device: str, st
         lr=spec.init_lr, betas=spec.betas, eps=spec.eps, fused=True,
     )  # fmt: skip
     batches = stream.iterate(0)
-    started = 0.0
-    for step in range(steps):
+    turns.begin(HAND)
+    for step in range(spec.total_steps):
         batch = next(batches)
         x = batch.images_BCHW.to(device, non_blocking=True, memory_format=torch.channels_last)
         for group in optimizer.param_groups:
@@ -59,80 +95,78 @@ def by_hand(model: DCAE, stream: BatchStream, spec: RetrainSpec, device: str, st
         optimizer.step()
         if not math.isfinite(loss.item()):
             raise RuntimeError("The loss is not finite.")
-        if step == 0:
-            started = time.perf_counter()
-    seconds = time.perf_counter() - started
+        turns.stepped(HAND)
     batches.close()  # type: ignore[attr-defined]
-    return seconds
 
 
-class Timed(JobCallbacks):
-    """A job's callbacks that also note when steps and checkpoints end."""
+class InTurns(JobCallbacks):
+    """A job's callbacks that take turns, with one checkpoint in the second turn."""
 
-    first = last = asked = checkpoint_s = 0.0
+    turns: Turns
+    checkpoint_s = _beside_s = _asked = 0.0
 
     def poll(self) -> Literal["run", "pause", "cancel", "checkpoint"]:
         super().poll()
-        self.asked = time.perf_counter()
-        return "checkpoint" if self.polls == 2 else "run"
+        if self.polls == 1:
+            self.turns.begin(JOB)
+            return "run"
+        self.turns.stepped(JOB, self._beside_s)
+        self._beside_s = 0.0
+        self._asked = time.perf_counter()
+        return "checkpoint" if self.polls == self.turns.stretch + 2 else "run"
 
     def on_checkpoint(self, path: Path, step: int, why: str) -> None:
         super().on_checkpoint(path, step, why)
-        self.checkpoint_s = time.perf_counter() - self.asked
-
-    def on_step(self, step: int, metrics: dict[str, float]) -> None:
-        super().on_step(step, metrics)
-        self.last = time.perf_counter()
-        self.first = self.first or self.last
+        if why == "asked":
+            self.checkpoint_s = self._beside_s = time.perf_counter() - self._asked
 
 
 def as_a_job(
-    model: DCAE, stream: BatchStream, pinned: PinnedImages, spec: RetrainSpec, home: Path, device: str
-) -> tuple[float, float]:
-    """The job's loop: seconds for all steps but the first, and of one checkpoint."""
-    settings = Settings(home=home, device=device)
+    model: DCAE, stream: BatchStream, pinned: PinnedImages, spec: RetrainSpec, home: Path, device: str, turns: Turns
+) -> float:
+    """The job's loop; seconds of its checkpoint."""
     store = open_store(home)
     job = jobs.submit(store, "retrain", spec.model_dump(mode="json"), device=device)
     claimed = jobs.claim(store, device, "benchmark")
     assert claimed is not None and claimed.id == job.id
-    context = Context(store, claimed, settings)
-    callbacks = Timed(context, train_settings(spec), pinned, spec.num_save_images)
+    context = Context(store, claimed, Settings(home=home, device=device))
+    callbacks = InTurns(context, train_settings(spec), pinned, spec.num_save_images)
+    callbacks.turns = turns
     masks = {name: torch.rand_like(p) > 0.5 for name, p in model.named_parameters() if p.ndim > 1}
     train(
         model, train_settings(spec), stream, pinned, masks=masks, callbacks=callbacks, folder=context.folder / "checkpoints",
         device=device,
     )  # fmt: skip
-    steps_s = callbacks.last - callbacks.first - callbacks.checkpoint_s
     context.close()
     jobs.complete(store, claimed)
     store.close()
-    return steps_s, callbacks.checkpoint_s
+    return callbacks.checkpoint_s
 
 
 def interval(ratios: list[float]) -> tuple[float, float, float]:
-    """Geometric mean and its 95 % interval."""
-    logs = [math.log(ratio) for ratio in ratios]
-    mean = statistics.fmean(logs)
-    half = T_95[len(logs) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
-    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+    """Median and its 95 % bootstrap interval: a turn in which the machine did something else does not count for more than one."""
+    found = bootstrap((ratios,), np.median, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return statistics.median(ratios), float(found.low), float(found.high)
 
 
 def main() -> None:
-    """Alternates blocks of both loops."""
+    """Both loops in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=6, choices=range(5, 13), help="Pairs of blocks.")
-    parser.add_argument("--steps", type=int, default=16, help="Steps of a block.")
+    parser.add_argument("--pairs", type=int, default=60, help="Pairs of turns.")
+    parser.add_argument("--stretch", type=int, default=3, help="Steps of a turn.")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
+    if given.pairs < 5:
+        parser.error("at least 5 pairs, or the interval says nothing")
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     spec = RetrainSpec(
-        batch_size=given.batch_size, image_size=given.image_size, n_epochs=1, steps_per_epoch=given.steps, warmup_epochs=0,
-        init_lr=1e-4, val_steps=8, num_workers=2,
+        batch_size=given.batch_size, image_size=given.image_size, n_epochs=1, steps_per_epoch=(given.pairs + 2) * given.stretch,
+        warmup_epochs=0, init_lr=1e-4, val_steps=8, num_workers=2, dtype=given.dtype,
     )  # fmt: skip
-    warm = spec.model_copy(update={"steps_per_epoch": 3})
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         settings = read_settings().model_copy(update={"data_dir": read_settings().data_folder, "home": home})
@@ -143,33 +177,31 @@ def main() -> None:
         pinned = pin(parts[1].cache, parts[1].rows, spec.val_steps)
         opening.close()
         store.close()
+        turns = Turns((HAND, JOB), given.stretch)
 
-        def stream() -> BatchStream:
-            return BatchStream(cache, parts[0].rows, batch_size=spec.batch_size, seed=0, num_workers=2, with_foreground=False)
+        def inputs() -> tuple[DCAE, BatchStream]:
+            stream = BatchStream(cache, parts[0].rows, batch_size=spec.batch_size, seed=0, num_workers=2, with_foreground=False)
+            return load_model(DEMO_FILE).model, stream
 
-        def model() -> DCAE:
-            return load_model(DEMO_FILE).model
+        def hand() -> None:
+            by_hand(*inputs(), spec, given.device, turns)
 
-        by_hand(model(), stream(), warm, given.device, 3)
-        as_a_job(model(), stream(), pinned, warm, home, given.device)
-        ours, theirs, saves = [], [], []
-        for pair in range(given.pairs):
-            order: list[Callable[[], None]] = [
-                lambda: theirs.append(by_hand(model(), stream(), spec, given.device, given.steps)),
-                lambda: _keep(as_a_job(model(), stream(), pinned, spec, home, given.device), ours, saves),
-            ]
-            for block in order if pair % 2 == 0 else reversed(order):
-                block()
-    counted = given.steps - 1
+        def job() -> float:
+            return as_a_job(*inputs(), pinned, spec, home, given.device, turns)
+
+        with ThreadPoolExecutor(2) as threads:
+            futures = {}
+            for name, loop in ((HAND, hand), (JOB, job)):
+                futures[name] = threads.submit(loop)
+                futures[name].add_done_callback(lambda _done, name=name: turns.leave(name))
+            futures[HAND].result()
+            save = futures[JOB].result()
+    theirs, ours = (turns.seconds[name][1 : given.pairs + 1] for name in (HAND, JOB))
     ratio, low, high = interval([hand / own for hand, own in zip(theirs, ours, strict=True)])
-    save = statistics.median(saves)
-    rows = [
-        ["loop written by hand", f"{counted / statistics.median(theirs):.3f}"],
-        ["a job's loop: figures, progress, control, masks", f"{counted / statistics.median(ours):.3f}"],
-    ]
+    rows = [[name, f"{given.stretch / statistics.median(found):.3f}"] for name, found in ((HAND, theirs), (JOB, ours))]
     lines = [
         f"`.venv/bin/python -m benchmarks.retrain_speed` on {machine()}. Demo model, {given.image_size} px, batch {given.batch_size}, "
-        f"{spec.dtype}, {given.device}; {given.pairs} alternating pairs of blocks of {given.steps} steps.",
+        f"{spec.dtype}, {given.device}; {given.pairs} pairs of turns of {given.stretch} steps in one process.",
         "",
         *table(["loop", "steps a second (median)"], rows),
         "",
@@ -177,11 +209,6 @@ def main() -> None:
         f"{save:.2f} s, so one a minute costs {save / 60:.2%} more.",
     ]
     write_section(f"A retraining's loop ({given.device})", lines)
-
-
-def _keep(found: tuple[float, float], seconds: list[float], saves: list[float]) -> None:
-    seconds.append(found[0])
-    saves.append(found[1])
 
 
 if __name__ == "__main__":

@@ -95,6 +95,8 @@ class Comparison:
     protocol: dict[str, Any] | None
     measurement: dict[str, Any] | None
     notes: list[str] = field(default_factory=list)
+    split: str = "test"
+    """Where the quality figures stand in the store: `test`, the pinned images, or `run`, a test run."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: ids, names, figures with changes, protocol, notes."""
@@ -134,8 +136,8 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
             key: Figure(
                 metric,
                 own[key],
-                _change(metric, own[key], raw[parent][key] if parent in raw else None),
-                _change(metric, own[key], raw[baseline][key]) if baseline != model.id else None,
+                relative_change(metric, own[key], raw[parent][key] if parent in raw else None),
+                relative_change(metric, own[key], raw[baseline][key]) if baseline != model.id else None,
             )
             for key, metric in METRICS.items()
         }
@@ -145,7 +147,8 @@ def compare(store: Store, refs: Sequence[str]) -> Comparison:
     return Comparison(models, figures, protocol[1] if protocol else None, shown, notes)
 
 
-def _change(metric: Metric, value: float | None, reference: float | None) -> float | None:
+def relative_change(metric: Metric, value: float | None, reference: float | None) -> float | None:
+    """How much more (0.1 is 10 %) a value is than a reference; None where one is missing or a ratio says nothing."""
     if value is None or reference is None or reference == 0 or metric.higher_is_better is None:
         return None
     return value / reference - 1.0

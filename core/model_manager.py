@@ -17,14 +17,18 @@ from core.augmentations import Augmentations
 from core.card import Cards
 from core.checks import SpecLike, changed, checked
 from core.compare import Comparison, compare
+from core.data_runs import DataRuns
 from core.devices import default_device, devices
 from core.errors import CoreError
 from core.exports import Exports
 from core.forest import Forests
 from core.housekeeping import Housekeeping
 from core.image_losses import ImageFates
+from core.inference import Inferring
 from core.inspection import Inspection
 from core.jobs.launch import ensure_worker
+from core.layers import Layers
+from core.mirroring import Mirroring
 from core.mixing import Mixing
 from core.names import model_name, pruned_name
 from core.planning import Planning
@@ -48,6 +52,7 @@ from core.specs import (
     Spec,
 )
 from core.training import Training
+from core.unit_diff import UnitDiffs
 from core.uploads import checked_upload
 from dcaecore.config import DCAEConfig
 from dcaecore.cost import Cost, estimate
@@ -74,6 +79,11 @@ class ModelManager(
     Cards,
     Reporting,
     Exports,
+    DataRuns,
+    Inferring,
+    UnitDiffs,
+    Layers,
+    Mirroring,
 ):
     """The service over one store. `ModelManager("folder")`, or with `Settings` for more control.
 
@@ -405,7 +415,7 @@ class ModelManager(
 
     def warm(self) -> None:
         """Starts the default device's worker, so that the first job starts at once."""
-        ensure_worker(self.store, self.settings, default_device(self.settings.device))
+        self._ensure_worker(default_device(self.settings.device))
 
     # Inside ---------------------------------------------------------------------------------------------------------------
 
@@ -443,6 +453,7 @@ class ModelManager(
 
     def _ensure_worker(self, device: str) -> None:
         ensure_worker(self.store, self.settings, device)
+        self.ensure_mirror()
 
 
 def _trained_macs(cost: Cost, spec: RetrainSpec) -> int:

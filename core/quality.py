@@ -51,7 +51,9 @@ def quality(store: Store, comparison: Comparison, reference: str | None = None) 
     if comparison.protocol is None:
         return Quality(chosen, {}, {}, [])
     number = scores.protocol_id(comparison.protocol)
-    found = {ref: row for ref in ids if (row := scores.image_scores(store, ref, protocol_id=number)) is not None}
+    found = {
+        ref: row for ref in ids if (row := scores.image_scores(store, ref, comparison.split, protocol_id=number)) is not None
+    }
     notes: list[str] = []
     intervals = {ref: _intervals(row) for ref, row in found.items()}
     differences: dict[str, dict[str, Difference]] = {}

@@ -39,7 +39,7 @@ def image_lines(store: Store, comparison: Comparison, reference: str, *, by_loss
     psnr: dict[str, list[float]] = {}
     for model in comparison.models:
         pictures[model.id] = {(i.kind, i.index): i.digest for i in scores.images(store, model.id, protocol_id=number)}
-        row = scores.image_scores(store, model.id, protocol_id=number)
+        row = scores.image_scores(store, model.id, comparison.split, protocol_id=number)
         if row is not None:
             psnr[model.id] = row.values.get("psnr_db", [])
     originals: dict[int, str] = {}

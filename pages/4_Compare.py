@@ -9,7 +9,9 @@ import streamlit as st  # noqa: E402
 
 from core.compare import METRICS  # noqa: E402
 from pages.ui.choice import front_section, quality_section, ranking_section  # noqa: E402
+from pages.ui.data_runs import on_images, runs_section  # noqa: E402
 from pages.ui.figures import change_text, measured_text, protocol_text, validate_and_save, watch_validations  # noqa: E402
+from pages.ui.inside import inside_section  # noqa: E402
 from pages.ui.picture_grid import images_section, upload_section  # noqa: E402
 from pages.ui.shipping import export_section, report_section  # noqa: E402
 
@@ -25,7 +27,7 @@ if not picked:
     st.stop()
 st.query_params["models"] = ",".join(picked)
 with guarded():
-    comparison = manager.compare(picked)
+    comparison = on_images(manager, manager.compare(picked))
     waiting = [job for ref in picked for job in manager.validations(ref)]
     if waiting:
         watch_validations(manager, picked, len(waiting))
@@ -79,6 +81,8 @@ with guarded():
     ranking_section(manager, comparison)
     images_section(manager, comparison)
     upload_section(manager, comparison)
+    inside_section(manager, comparison)
+    runs_section(manager, comparison.models)
     report_section(manager, comparison.models)
     export_section(manager, comparison.models)
     st.subheader("Models")

@@ -1,18 +1,22 @@
 """Training curves: one packed row a job and step, each step its own transaction, past the ORM.
 
 A killed process loses no step whose `log` returned. A resumed job rewrites the steps after its checkpoint; rows of a
-later attempt are never overwritten by a process of an earlier one. `latest` holds the last value of each metric, for
-lists.
+later attempt are never overwritten by a process of an earlier one.
+
+`latest` holds the last value of each metric, for lists. It is written at every 16th step only, which halves the pages that a
+step writes; who reads it looks at the few steps after it too, in the same statement, so nobody ever sees less than was logged.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
+import struct
 import threading
 import time
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from sys import byteorder
 
 from store.db import Store, connect, translate
@@ -26,14 +30,18 @@ _LATEST = (
     "INSERT INTO latest (job, step, attempt, key_set, time, packed) VALUES (?1, ?2, ?3, ?4, ?5, ?6)"
     " ON CONFLICT (job) DO UPDATE SET step=?2, attempt=?3, key_set=?4, time=?5, packed=?6 WHERE attempt<=?3"
 )
+_LAST_VALUES = (
+    "SELECT l.job AS job, l.step AS step, k.names, l.packed FROM latest l JOIN metric_key_set k ON k.id=l.key_set WHERE l.job IN ({jobs})"
+    " UNION ALL SELECT m.job, m.step, k.names, m.packed FROM latest l JOIN metric m ON m.job=l.job AND m.step>l.step AND"
+    " m.attempt>=l.attempt JOIN metric_key_set k ON k.id=m.key_set WHERE l.job IN ({jobs}) ORDER BY job, step"
+)
+LAG = 16
+"""So many logged steps may lie after the row in `latest`."""
 
 
 def pack(values: Sequence[float] | array[float]) -> bytes:
     """Little-endian float64."""
-    numbers = array("d", values)
-    if byteorder == "big":
-        numbers.byteswap()
-    return numbers.tobytes()
+    return struct.pack(f"<{len(values)}d", *values)
 
 
 def unpack(packed: bytes) -> array[float]:
@@ -57,21 +65,22 @@ class MetricWriter:
         self._path = store.path
         self._lock = threading.Lock()
         self._connection = connect(store.path, mode="rw")
+        # Two look-ups a step, a fifth of its time: the job is looked for here, key sets are put in below, neither is ever deleted.
+        self._connection.execute("PRAGMA foreign_keys=OFF")
         self._key_sets: dict[tuple[str, ...], int] = {}
         self._step: int | None = None
         self._row: dict[str, float] = {}
         self._latest: dict[str, float] = {}
         self._latest_keys = -1
+        self._written: int | None = None
+        self._behind = LAG
         if not self._connection.execute("SELECT 1 FROM job WHERE id=?", (job_id,)).fetchone():
             self._connection.close()
             raise StoreError(f"There is no job {job_id}.", code="unknown_job", given=job_id, legal="the id of a job")
+        for _, _, names, packed in self._connection.execute(_LAST_VALUES.format(jobs="?1"), (job_id,)):
+            self._latest.update(zip(json.loads(names), unpack(packed), strict=True))
         if resume_from is not None:
             self._connection.execute("DELETE FROM metric WHERE job=? AND step>? AND attempt<?", (job_id, resume_from, attempt))
-        left = self._connection.execute(
-            "SELECT k.names, l.packed FROM latest l JOIN metric_key_set k ON k.id=l.key_set WHERE l.job=?", (job_id,)
-        ).fetchone()
-        if left is not None:
-            self._latest = dict(zip(json.loads(left[0]), unpack(left[1]), strict=True))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record metrics at `step`; durable on return. A second call for a step adds to it.
@@ -94,32 +103,45 @@ class MetricWriter:
             raise known from error
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
-        numbers = {key: float(value) for key, value in values.items()}
-        if step == self._step:
-            numbers = {**self._row, **numbers}
-        elif self._step is not None and step < self._step:
-            numbers = {**self._stored(step), **numbers}
-        moment = time.time()
+        numbers = dict(zip(values, map(float, values.values()), strict=True))
+        forward = self._step is None or step > self._step
+        if not forward:
+            numbers = {**(self._row if step == self._step else self._stored(step)), **numbers}
         # Key sets first, in transactions of their own: a rolled-back id must not stay in the cache.
         key_set = self._key_set(tuple(numbers))
-        forward = self._step is None or step >= self._step
-        latest = {**self._latest, **numbers} if forward else {**numbers, **self._latest}
-        if len(latest) != len(self._latest) or self._latest_keys < 0:
-            self._latest_keys = self._key_set(tuple(latest))
+        row = (self.job_id, step, self.attempt, key_set, time.time(), pack([*numbers.values()]))
+        last = step if self._step is None else max(step, self._step)
+        latest = self._latest
+        grown = not latest.keys() >= numbers.keys()
+        # Readers look at the steps after the one in `latest`: what they would miss there is written at once.
+        if grown or not forward or self._behind >= LAG:
+            latest = {**latest, **numbers} if step == last else {**numbers, **latest}
+            if grown or self._latest_keys < 0:
+                self._latest_keys = self._key_set(tuple(latest))
+            self._write_latest(last, latest, row)
+            self._latest = latest
+        else:
+            # One statement is a transaction of its own; like BEGIN IMMEDIATE it asks for the write lock first.
+            self._connection.execute(_UPSERT, row)
+            self._behind += 1
+            latest.update(numbers)
+        if step == last:
+            self._step, self._row = step, numbers
+
+    def _write_latest(self, step: int, latest: Mapping[str, float], row: tuple[object, ...] | None = None) -> None:
+        """The last values, as of `step`; in one transaction with `row`."""
         execute = self._connection.execute
-        last = step if forward else self._step
         execute("BEGIN IMMEDIATE")
         try:
-            execute(_UPSERT, (self.job_id, step, self.attempt, key_set, moment, pack(list(numbers.values()))))
-            execute(_LATEST, (self.job_id, last, self.attempt, self._latest_keys, moment, pack(list(latest.values()))))
+            if row is not None:
+                execute(_UPSERT, row)
+            execute(_LATEST, (self.job_id, step, self.attempt, self._latest_keys, time.time(), pack(list(latest.values()))))
             execute("COMMIT")
         except sqlite3.Error:
             if self._connection.in_transaction:
                 execute("ROLLBACK")
             raise
-        self._latest = latest
-        if forward:
-            self._step, self._row = step, numbers
+        self._written, self._behind = step, 1
 
     def _stored(self, step: int) -> dict[str, float]:
         row = self._connection.execute(
@@ -142,8 +164,12 @@ class MetricWriter:
         return int(number)
 
     def close(self) -> None:
-        """Close the connection; nothing is pending."""
+        """Close the connection; all that was logged is durable already."""
         with self._lock:
+            if self._step is not None and self._step != self._written:
+                # A convenience for lists, which find the same without it: a full disk or a lock must not fail the job here.
+                with suppress(sqlite3.Error):
+                    self._write_latest(self._step, self._latest)
             self._connection.close()
 
     def __enter__(self) -> MetricWriter:
@@ -215,12 +241,11 @@ def latest(store: Store, job_ids: Sequence[str]) -> dict[str, dict[str, float]]:
     ids = list(job_ids)
     for start in range(0, len(ids), 500):
         part = ids[start : start + 500]
-        for job, step, text, packed in store.rows(
-            "SELECT l.job, l.step, k.names, l.packed FROM latest l JOIN metric_key_set k ON k.id=l.key_set"
-            f" WHERE l.job IN ({','.join('?' * len(part))})",
-            part,
-        ):
+        marks = ",".join([f"?{number}" for number in range(1, len(part) + 1)])
+        for job, step, text, packed in store.rows(_LAST_VALUES.format(jobs=marks), part):
             if text not in names:
                 names[text] = json.loads(text)
-            found[job] = {"step": step, **dict(zip(names[text], unpack(packed), strict=True))}
+            own = found.setdefault(job, {})
+            own["step"] = step
+            own.update(zip(names[text], unpack(packed), strict=True))
     return found

@@ -44,6 +44,44 @@ def mirrored(store: Store, target: str) -> dict[str, MirroredRow]:
     }
 
 
+@dataclass(frozen=True)
+class MirrorCounts:
+    """Finished jobs, and how many of them are settled at a target; `errors` are what others met, the latest first."""
+
+    num_done: int
+    num_settled: int
+    errors: tuple[dict[str, Any], ...]
+
+    @property
+    def num_waiting(self) -> int:
+        return self.num_done - self.num_settled
+
+
+SETTLED = ("sent", "gone")
+"""States after which nothing is sent any more: W&B has the run, or its user has deleted it there."""
+
+
+def mirror_counts(store: Store, target: str, *, num_errors: int = 1) -> MirrorCounts:
+    """How far a target is behind: two counts and a short list, whatever the number of jobs."""
+    state = "json_extract(m.progress, '$.state')"
+    ((done,),) = store.rows("SELECT count(*) FROM job WHERE state='done'")
+    ((settled,),) = store.rows(
+        f"SELECT count(*) FROM mirror m JOIN job j ON j.id=m.subject AND j.state='done' WHERE m.target=? AND {state} IN (?, ?)",
+        (target, *SETTLED),
+    )
+    errors = store.rows(
+        f"SELECT m.progress FROM mirror m WHERE m.target=? AND {state}='failed' ORDER BY m.updated DESC LIMIT ?",
+        (target, num_errors),
+    )
+    return MirrorCounts(done, settled, tuple(json.loads(progress) for (progress,) in errors))
+
+
+def finished_mark(store: Store) -> tuple[Any, ...]:
+    """Changes whenever another job ends well: what a follower looks at before it looks closer."""
+    (found,) = store.rows("SELECT count(*), max(ended) FROM job WHERE state='done'")
+    return tuple(found)
+
+
 def mirrored_jobs(store: Store, model_ids: Sequence[str]) -> list[MirroredRow]:
     """What was sent anywhere of the jobs that made or judged these models."""
     return [

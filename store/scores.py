@@ -23,7 +23,9 @@ from store.model_rows import resolve_model
 from store.models import Measurement
 from store.references import need_blob
 
-SPLITS = ("train", "validation", "test")
+RUN = "run"
+"""Stands for a split where a model was tried on other images than its pinned ones: never read as an evaluation."""
+SPLITS = ("train", "validation", "test", RUN)
 IMAGE_KINDS = ("original", "reconstruction")
 
 
@@ -213,8 +215,8 @@ def images(store: Store, model_id: str, *, protocol_id: str | None = None, kind:
     if protocol_id is None:
         found = store.rows(
             "SELECT i.protocol FROM image i LEFT JOIN score_set s ON s.model=i.model AND s.protocol=i.protocol"
-            " WHERE i.model=? ORDER BY s.created DESC LIMIT 1",
-            (model_id,),
+            " WHERE i.model=? AND coalesce(s.split, '')<>? ORDER BY s.created DESC LIMIT 1",
+            (model_id, RUN),
         )
         if not found:
             return []
@@ -282,6 +284,25 @@ def image_scores(store: Store, model_id: str, split: str = "test", *, protocol_i
     found = store.rows("SELECT metric, packed FROM image_score WHERE model=? AND protocol=? AND split=?", key)
     values = {metric: unpack(packed).tolist() for metric, packed in found}
     return ImageScoresRow(model_id, row.protocol_id, split, json.loads(row_ids), values)
+
+
+def runs(store: Store, model_ids: Sequence[str]) -> list[ScoresRow]:
+    """Every test run of some models, newest first."""
+    ids = list(dict.fromkeys(model_ids))
+    found = store.rows(
+        "SELECT s.model, s.protocol, p.content, s.job_id, s.created FROM score_set s JOIN protocol p ON p.id=s.protocol"
+        f" WHERE s.split=? AND s.model IN ({','.join('?' * len(ids))}) ORDER BY s.created DESC, s.model",
+        (RUN, *ids),
+    )
+    means: dict[tuple[str, str], dict[str, float | None]] = {}
+    for model, number, metric, value in store.rows(
+        f"SELECT model, protocol, metric, value FROM score WHERE split=? AND model IN ({','.join('?' * len(ids))})", (RUN, *ids)
+    ):
+        means.setdefault((model, number), {})[metric] = value
+    return [
+        ScoresRow(model, number, json.loads(content), RUN, means.get((model, number), {}), job_id, created)
+        for model, number, content, job_id, created in found
+    ]
 
 
 def put_measurement_in(session: Session, measurement: Mapping[str, Any], *, job_id: str | None = None) -> int:

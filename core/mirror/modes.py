@@ -18,6 +18,8 @@ MODES = ("auto", "off", "offline", "online")
 DEFAULT_SERVER = "https://api.wandb.ai"
 UNREACHABLE = "mirror_unreachable"
 """The code of an error that every other run would meet too."""
+GONE = "mirror_gone"
+"""The code of a run that was deleted at W&B: its id cannot be used there again."""
 FOLDER_NAME = "mirror"
 """The mirror's folder within the store's, unless another is given."""
 

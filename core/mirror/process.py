@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG_NAME = "mirror.log"
+SLOWEST_BYTES_PER_S = 250_000
+"""A line slower than this counts as broken."""
 _PASSED_ON = (
     "WANDB_API_KEY",
     "WANDB_IDENTITY_TOKEN_FILE",
@@ -94,14 +97,18 @@ class SenderProcess:
         except BrokenPipeError:
             pass  # it has died: the missing answer says so, with the end of its log
 
-    def ask(self, job_id: str) -> dict[str, Any]:
-        """The sender's answer, or an error in its place when it dies or takes longer than a run may."""
-        self._tell({"job": job_id})
+    def ask(self, request: Mapping[str, Any], *, num_bytes: int = 0) -> dict[str, Any]:
+        """The sender's answer, or an error in its place when it dies or takes longer than a run may.
+
+        `num_bytes` of weights go with the run: they have their own time, at `SLOWEST_BYTES_PER_S`.
+        """
+        job_id, limit_s = str(request["job"]), self._limit_s + num_bytes / SLOWEST_BYTES_PER_S
+        self._tell(dict(request))
         try:
-            line = self._answers.get(timeout=self._limit_s)
+            line = self._answers.get(timeout=limit_s)
         except queue.Empty:
             self._end()
-            return self._failure(job_id, "mirror_timeout", f"W&B took longer than {self._limit_s:g} s for one run.")
+            return self._failure(job_id, "mirror_timeout", f"W&B took longer than {limit_s:g} s for one run.")
         if line is None:
             self._end()
             said = self._log.read_text(errors="replace").strip().splitlines()
@@ -126,6 +133,10 @@ class SenderProcess:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the sender; what it has in hand may be finished first."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.close()

@@ -1,36 +1,35 @@
 """Sends what was not sent yet, in topological order, through a sender process with a time limit for each run.
 
 One mirror at a time for a store (a file lock). A run is marked before it is sent and recorded after, so a mirror that
-is killed in between sends that run anew, in place of what it left. A failure stops the descendants of its run only;
-three in a row, a sender that dies, or a W&B that cannot be reached end the pass.
+is killed in between sends that run again: offline in place of what it left, online from where W&B says that it stands.
+A failure stops the descendants of its run only, and is tried again later (see `retry_wait_s`); three in a row, a sender
+that dies, or a W&B that cannot be reached end the pass. A run that its user has deleted at W&B is left alone.
 """
 
 from __future__ import annotations
 
 import fcntl
 import heapq
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import store.jobs as jobs
 from core.errors import CoreError, as_error
-from core.mirror.modes import UNREACHABLE, Target, check_folder, has_key, resolve_target
-from core.mirror.process import LOG_NAME, ROOT, SenderProcess
-from core.settings import Settings
-from store import JobRow, MirroredRow, Store, ancestors, edges, get_model, mirrored, set_mirrored
+from core.mirror.modes import GONE, UNREACHABLE, Target, check_folder, resolve_target
+from core.mirror.process import SenderProcess
+from store import JobRow, MirroredRow, Store, ancestors, edges, get_model, get_models, mirrored, set_mirrored
+from store.mirrored import SETTLED, mirror_counts
 
 RUN_LIMIT_S = 600.0
 """Limit of one run. Offline takes 0.3 s; the first also bears 1.3 s to import wandb and 1.6 s to start its service."""
 MAX_FAILURES = 3
+FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 600.0
 LOCK_NAME = "mirror.lock"
-QUEUE_NAME = "mirror-next.lock"
-_STARTED: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,10 @@ class MirrorReport:
 
 @dataclass(frozen=True)
 class MirrorStatus:
-    """How far the mirror is behind: counts of finished jobs, and the last problem."""
+    """How far the mirror is behind: counts of finished jobs, the last problem and when it is tried again (ISO, UTC).
+
+    `sends`: whether anything leaves in this mode, here and now.
+    """
 
     mode: str
     target: str
@@ -62,20 +64,23 @@ class MirrorStatus:
     num_waiting: int
     message: str
     problem: dict[str, Any] | None
+    next_try: str | None = None
+    sends: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def status(store: Store, mode: str, folder: Path | str | None = None, *, project: str = "offshoot") -> MirrorStatus:
-    """Where the mirror stands, without sending. Raises CoreError(mirror_mode)."""
+    """Where the mirror stands, without sending, in a few milliseconds. Raises CoreError(mirror_mode)."""
     target = resolve_target(store, mode, folder, project)
-    rows, done = mirrored(store, target.name), finished(store)
-    waiting = [job for job in done if not _is_sent(rows.get(job))]
-    problems = [as_error(target.problem)] if target.problem is not None else []
-    problems += [rows[job].progress["error"] for job in waiting if job in rows and "error" in rows[job].progress]
-    problem = problems[0] if problems else None
-    return MirrorStatus(mode, target.name, len(done) - len(waiting), len(waiting), target.why, problem)
+    counts = mirror_counts(store, target.name)
+    failed = counts.errors[0] if counts.errors else {}
+    problem = as_error(target.problem) if target.problem is not None else failed.get("error")
+    next_try = failed.get("retry_at") if target.sends is not None else None
+    return MirrorStatus(
+        target.mode, target.name, counts.num_settled, counts.num_waiting, target.why, problem, next_try, target.sends is not None
+    )
 
 
 def sync(
@@ -85,14 +90,10 @@ def sync(
     *,
     project: str = "offshoot",
     run_limit_s: float = RUN_LIMIT_S,
-    wait: bool = False,
 ) -> MirrorReport:
-    """Sends every finished job that was not sent. Raises CoreError(mirror_mode, no_key, mirror_folder, mirror_busy).
-
-    `wait`: a mirror that is at work already is waited for, unless another waits for it.
-    """
+    """Sends every finished job that was not sent. Raises CoreError(mirror_mode, no_key, mirror_folder, mirror_busy)."""
     target = resolve_target(store, mode, folder, project)
-    return _replay(store, target, lambda: finished(store), run_limit_s, wait=wait)
+    return _replay(store, target, lambda: finished(store), run_limit_s)
 
 
 def mirror_branch(
@@ -116,29 +117,6 @@ def mirror_branch(
         return [ref for ref in finished(store) if (rows[ref].model_id or rows[ref].parent_model_id) in line]
 
     return _replay(store, resolve_target(store, mode, folder, project), of_the_branch, run_limit_s)
-
-
-def launch(store: Store, settings: Settings) -> bool:
-    """Starts a `sync` of its own, detached, and returns at once; False where the settings leave nothing to do.
-
-    For whoever has just finished a job: it neither waits for the mirror nor fails with it.
-    """
-    if settings.mirror == "off" or (settings.mirror == "auto" and not has_key()):
-        return False
-    absolute = settings.model_copy(update={"home": store.root})
-    with (store.root / LOG_NAME).open("ab") as log:
-        _STARTED[:] = [process for process in _STARTED if process.poll() is None]
-        _STARTED.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "core.mirror", absolute.model_dump_json()],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        )
-    return True
 
 
 # Order --------------------------------------------------------------------------------------------------------------------
@@ -180,20 +158,24 @@ def finished(store: Store) -> list[str]:
     return order
 
 
-def _is_sent(row: MirroredRow | None) -> bool:
-    return row is not None and row.progress.get("state") == "sent"
+def is_settled(row: MirroredRow | None) -> bool:
+    """Whether nothing of a job is to be sent any more."""
+    return row is not None and row.progress.get("state") in SETTLED
+
+
+def retry_wait_s(failures: int) -> float:
+    """How long a run waits after so many failures: twice as long each time."""
+    return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(20, failures - 1))
 
 
 # Sending ------------------------------------------------------------------------------------------------------------------
 
 
-def _replay(
-    store: Store, target: Target, choose: Callable[[], Sequence[str]], run_limit_s: float, *, wait: bool = False
-) -> MirrorReport:
+def _replay(store: Store, target: Target, choose: Callable[[], Sequence[str]], run_limit_s: float) -> MirrorReport:
     if target.problem is not None:
         raise target.problem
     wanted = choose()
-    left = _waiting(store, target, wanted)
+    left = wanted_of(store, target, wanted)
     if target.sends is None:
         message = f"{target.why} Waiting: {_runs(len(left))}." if left else target.why
         return MirrorReport(target.mode, target.name, {}, left, message)
@@ -201,56 +183,74 @@ def _replay(
         message = f"Nothing to send: {_runs(len(wanted))} sent before." if wanted else "Nothing to send: no job has ended yet."
         return MirrorReport(target.mode, target.name, {}, [], message)
     check_folder(target.folder)
-    with _only_one(store, wait=wait):
+    with only_one(store):
         wanted = choose()  # who held the lock may have sent some, and more may have ended
-        one_pass = _Pass(store, target, _waiting(store, target, wanted))
-        one_pass.run(run_limit_s)
-    left = _waiting(store, target, wanted)
+        one_pass = Pass(store, target, wanted_of(store, target, wanted))
+        with SenderProcess(store, target, run_limit_s) as sender:
+            one_pass.run(sender)
+    left = wanted_of(store, target, wanted)
     message = f"{_runs(len(one_pass.sent))} sent, {len(left)} waiting. {target.why}"
     notes = list(dict.fromkeys(one_pass.notes))
     return MirrorReport(target.mode, target.name, one_pass.sent, left, message, notes, one_pass.problem)
 
 
-def _waiting(store: Store, target: Target, wanted: Sequence[str]) -> list[str]:
+def wanted_of(store: Store, target: Target, chosen: Sequence[str]) -> list[str]:
+    """Those of some jobs that a target is still to get, in their order."""
     rows = mirrored(store, target.name)
-    return [job for job in wanted if not _is_sent(rows.get(job))]
+    return [job for job in chosen if not is_settled(rows.get(job))]
 
 
-class _Pass:
-    """One walk over the runs that wait."""
+class Pass:
+    """One walk over runs that wait. `held` are others that wait: their descendants wait with them."""
 
-    def __init__(self, store: Store, target: Target, left: Sequence[str]) -> None:
+    def __init__(self, store: Store, target: Target, left: Sequence[str], held: Collection[str] = ()) -> None:
         self.store, self.target, self.left = store, target, left
         self.sent: dict[str, str] = {}
+        self.settled: set[str] = set()
         self.notes: list[str] = []
         self.problem: dict[str, Any] | None = None
+        self.is_hopeless = False
+        """No other run would have fared better."""
+        self._failed = set(held)
 
-    def run(self, run_limit_s: float) -> None:
+    def run(self, sender: SenderProcess) -> None:
+        """Sends run by run through an open sender, and records each."""
         needs, before = _needs(self.store, _done(self.store)), mirrored(self.store, self.target.name)
-        failed: set[str] = set()
         failures_in_a_row = 0
-        with SenderProcess(self.store, self.target, run_limit_s) as sender:
-            for job_id in self.left:
-                if needs[job_id] & failed:
-                    failed.add(job_id)
-                    continue
-                attempts = 1 + int(before[job_id].progress.get("attempts", 0) if job_id in before else 0)
-                self._record(job_id, {"state": "sending", "attempts": attempts})
-                answer = sender.ask(job_id)
-                if answer["ok"]:
-                    said = answer["sent"]
-                    self._record(job_id, {"state": "sent", "attempts": attempts, **said}, said["remote"])
-                    self.sent[job_id] = said["remote"]
-                    self.notes += said["notes"]
-                    failures_in_a_row = 0
-                    continue
-                self._record(job_id, {"state": "failed", "attempts": attempts, "error": answer["error"]})
-                self.problem = self.problem or answer["error"]
-                failed.add(job_id)
-                failures_in_a_row += 1
-                hopeless = sender.is_gone or answer["error"]["code"] == UNREACHABLE
-                if hopeless or failures_in_a_row >= MAX_FAILURES:
-                    break
+        for job_id in self.left:
+            if needs[job_id] & self._failed:
+                self._failed.add(job_id)
+                continue
+            attempts = 1 + int(before[job_id].progress.get("attempts", 0) if job_id in before else 0)
+            self._record(job_id, {"state": "sending", "attempts": attempts})
+            answer = sender.ask({"job": job_id}, num_bytes=self._weight_bytes(job_id))
+            if answer["ok"]:
+                said = answer["sent"]
+                self._record(job_id, {"state": "sent", "attempts": attempts, **said}, said["remote"])
+                self.sent[job_id] = said["remote"]
+                self.settled.add(job_id)
+                self.notes += said["notes"]
+                failures_in_a_row = 0
+                continue
+            error = answer["error"]
+            self.problem = self.problem or error
+            if error["code"] == GONE:
+                self._record(job_id, {"state": "gone", "attempts": attempts, "error": error})
+                self.settled.add(job_id)
+                continue
+            retry_at = datetime.now(UTC) + timedelta(seconds=retry_wait_s(attempts))
+            self._record(job_id, {"state": "failed", "attempts": attempts, "error": error, "retry_at": retry_at.isoformat()})
+            self._failed.add(job_id)
+            failures_in_a_row += 1
+            self.is_hopeless = sender.is_gone or error["code"] == UNREACHABLE
+            if self.is_hopeless or failures_in_a_row >= MAX_FAILURES:
+                break
+
+    def _weight_bytes(self, job_id: str) -> int:
+        """Of the models that go with a run; W&B takes over only what it does not have, so this is the most."""
+        job = jobs.get_job(self.store, job_id)
+        rows = get_models(self.store, [ref for ref in (job.model_id, job.parent_model_id) if ref])
+        return sum(row.bytes or 0 for row in rows.values())
 
     def _record(self, job_id: str, progress: dict[str, Any], remote: str = "") -> None:
         set_mirrored(self.store, self.target.name, job_id, remote, progress)
@@ -261,17 +261,11 @@ def _runs(count: int) -> str:
 
 
 @contextmanager
-def _only_one(store: Store, *, wait: bool = False) -> Iterator[None]:
-    """Holds the store's mirror lock. One may wait for it: when it gets the lock it sends what had ended by then, so a
-    second who waits would find nothing left."""
-    with (store.root / LOCK_NAME).open("a") as lock, (store.root / QUEUE_NAME).open("a") as line:
+def only_one(store: Store) -> Iterator[None]:
+    """Holds the store's mirror lock while runs are sent. Raises CoreError(mirror_busy)."""
+    with (store.root / LOCK_NAME).open("a") as lock:
         try:
-            if wait:
-                fcntl.flock(line, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                fcntl.flock(line, fcntl.LOCK_UN)
-            else:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CoreError(
                 "A mirror of this store is at work already.",

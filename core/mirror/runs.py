@@ -46,7 +46,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One job. `summary` is flat; `uses` are the models that it worked on, `makes` the one that it made."""
+    """One job. `summary` is flat; `uses` are the models that it worked on, `makes` the one that it made.
+
+    `started` and `ended` are seconds since 1970; `points` are all of the store, rising by step.
+    """
 
     id: str
     name: str
@@ -55,6 +58,7 @@ class RunRecord:
     tags: tuple[str, ...]
     config: dict[str, Any]
     started: float
+    ended: float
     points: list[Point]
     summary: dict[str, Any]
     pictures: list[Picture]
@@ -134,6 +138,7 @@ def read_run(store: Store, job_id: str) -> RunRecord:
         tags=tuple(dict.fromkeys(tag[:64] for tag in (job.operation, *(subject.tags if subject is not None else ())))),
         config=config,
         started=datetime.fromisoformat(job.started or job.created).timestamp(),
+        ended=datetime.fromisoformat(job.ended or job.started or job.created).timestamp(),
         points=points(store, job.id),
         summary=summary,
         pictures=_pictures(store, judged, notes),

@@ -1,78 +1,122 @@
-"""The process that speaks to wandb, and the only file that imports it. Run as `python -m core.mirror.sender`.
+"""The process that speaks to wandb. Run as `python -m core.mirror.sender`; with `writing` and `reading`, all that imports wandb.
 
-Reads JSON lines on stdin: first where to send (home, folder, mode, project), then one `{"job": id}` a run; answers each
-with one JSON line. It opens the store for reading only: what was sent is recorded by whoever asks (`core.mirror.replay`),
-who also ends this process when a run takes too long. One run a request, one after the other: `wandb sync` uploads runs
-side by side, and a child's artifact may then arrive before its parent's.
+Reads JSON lines on stdin: first where to send (home, folder, mode, project), then one request a line; answers each with one JSON
+line. It opens the store for reading only: what was sent is recorded by whoever asks (`core.mirror.replay`), who also ends this
+process when a run takes too long. One run a request, one after the other: `wandb sync` uploads runs side by side, and a child's
+artifact may then arrive before its parent's. Requests: `{"job": id}` sends a finished job; with `until` the points of one at work
+up to that step, and its run stays open; with `leave` such a run is put down as preempted or failed; with `verify` (where the run
+lies) what W&B holds of it is compared with the store.
 
-The edge to a parent: `run.use_artifact` needs a server, and offline raises TypeError. What becomes CreateArtifact +
-UseArtifact when an offline run is synced is `run._log_artifact(..., is_user_created=True, use_after_commit=True)`:
-private, so wandb is pinned, a test reads the written record, and the parents' ids stand in config and metadata besides.
-The same call is used online.
+Online a run is opened with `resume="allow"`: W&B says which step it has, and only what comes after is sent, so a send that was
+broken off is completed and nothing is there twice. After the end W&B is asked what it has: only that counts as sent. Offline there
+is nothing to ask, and a folder that was left half-written is written anew.
 """
 
 from __future__ import annotations
 
-import io
+import fcntl
 import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 import wandb
-from PIL import Image
 
+import store.jobs as jobs
 from core.errors import CoreError, as_error
-from core.mirror.modes import UNREACHABLE
-from core.mirror.runs import ArtifactRecord, RunRecord, identity_text, read_run
+from core.mirror.extras import Extras, read_extras
+from core.mirror.reading import confirm, read_remote
+from core.mirror.refusals import first_line, refusal
+from core.mirror.runs import RunRecord, read_run, subject_of
+from core.mirror.verifying import compare_run
+from core.mirror.wandb_file import read_run as read_file
+from core.mirror.writing import Writer
 from store import Store, open_store
 
-WEIGHTS_NAME = "model.safetensors"
-IDENTITY_NAME = "model.json"
-STEP = "step"
-"""The axis of every curve; the store lets no metric bear this name."""
+LOCK_NAME = "sender.lock"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sender:
-    """Writes runs of one store to one place."""
+    """Writes runs of one store to one place. `live` are runs that stay open between requests, with the last step of each."""
 
     store: Store
     folder: Path
     mode: str
     project: str
     init_limit_s: float
+    live: dict[str, tuple[wandb.Run, int]] = field(default_factory=dict)
+
+    @property
+    def writer(self) -> Writer:
+        return Writer(self.store, self.folder, self.mode, self.init_limit_s * 4)
 
     def send(self, job_id: str) -> dict[str, Any]:
         """Sends one job; returns what the store is to remember of it."""
         record = read_run(self.store, job_id)
+        job = jobs.get_job(self.store, job_id)
+        extras = read_extras(self.store, job, subject_of(self.store, job), record.notes)
         self._forget_half_written(record.id)
-        run = self._open(record)
+        run, after = self.live.pop(job_id, None) or self._open(record)
         try:
-            remote = self._fill(run, record)
-        except BaseException:
+            self._finish(run, record, extras, after)
+        except BaseException as error:
             run.finish(exit_code=1)
+            known = refusal(error, record.name, at_start=False) if not isinstance(error, CoreError) else None
+            if known is not None:
+                raise known from error
             raise
-        run.finish(exit_code=0)
+        remote, url = f"{run.entity}/{run.project}/{run.id}", run.url
         if self.mode == "offline":
             written = self._run_file(record.id)
             assert written is not None, f"wandb wrote no run file for {record.id} below {self.folder}"
             remote = str(written.parent.relative_to(self.folder))
+        else:
+            has_row = bool(record.pictures or extras.histograms or extras.tables)
+            confirm(remote, record, has_row=has_row, limit_s=self.init_limit_s / 3)
         sent = [*record.uses, *([record.makes] if record.makes is not None else [])]
         return {
             "remote": remote,
+            "url": url or "",
             "name": record.name,
             "points": sum(len(point.values) for point in record.points),
             "artifacts": [artifact.name for artifact in sent],
             "notes": record.notes,
         }
 
-    def _open(self, record: RunRecord) -> wandb.Run:
+    def append(self, job_id: str, until: int) -> dict[str, Any]:
+        """Sends the points of a job at work up to a step; its run stays open."""
+        record = read_run(self.store, job_id)
+        run, after = self.live.get(job_id) or self._open(record)
+        self.live[job_id] = (run, self.writer.write_points(run, record, after=after, until=until))
+        return {"remote": f"{run.entity}/{run.project}/{run.id}", "url": run.url or "", "name": record.name}
+
+    def leave(self, job_id: str, state: str) -> dict[str, Any]:
+        """Puts an open run down: W&B shows it as preempted or failed, and takes it up again later."""
+        run, _ = self.live.pop(job_id, (None, 0))
+        if run is not None:
+            if state == "preempted":
+                run.mark_preempting()
+            run.finish(exit_code=1)
+        return {"state": state}
+
+    def verify(self, job_id: str, remote: str) -> dict[str, Any]:
+        """What W&B (at `entity/project/run`), or the offline run's file, says otherwise than the store: one line each."""
+        record = read_run(self.store, job_id)
+        if self.mode == "online":
+            found = read_remote(remote)
+        else:
+            path = self._run_file(record.id)
+            found = None if path is None else read_file(path)
+        return {"problems": compare_run(record, found)}
+
+    def _open(self, record: RunRecord) -> tuple[wandb.Run, int]:
+        """The run and the last step that W&B has of it, -1 for none."""
         try:
-            return wandb.init(
+            run = wandb.init(
                 mode=self.mode,  # type: ignore[arg-type]
                 dir=str(self.folder),
                 project=self.project,
@@ -82,62 +126,23 @@ class Sender:
                 job_type=record.job_type,
                 tags=list(record.tags),
                 config=record.config,
+                resume="allow" if self.mode == "online" else None,
+                reinit="create_new",
                 settings=_settings(self.init_limit_s),
             )
-        except wandb.Error as error:  # the server, the network or the key: no other run would fare better
-            raise CoreError(
-                f"W&B cannot be reached, or refuses: {_first_line(error)}",
-                code=UNREACHABLE,
-                given=self.project,
-                legal="a W&B server that answers, and a key with rights to the project",
-                next="Nothing is lost: the runs wait in the store. Check network and key, then sync again.",
-            ) from error
+        except Exception as error:  # the server, the network or the key; wandb has many names for it
+            known = refusal(error, self.project, at_start=True)
+            assert known is not None
+            raise known from error
+        self.writer.define(run)
+        return run, run.starting_step - 1
 
-    def _fill(self, run: wandb.Run, record: RunRecord) -> str:
-        run.define_metric(STEP, hidden=True)
-        run.define_metric("*", step_metric=STEP)
-        for point in record.points:
-            moment = {"_timestamp": point.time, "_runtime": max(0.0, point.time - record.started)}
-            run.log({**point.values, STEP: point.step, **moment}, step=point.step)
-        if record.pictures:
-            shown: dict[str, list[wandb.Image]] = {}
-            for picture in record.pictures:
-                with Image.open(io.BytesIO(self.store.blobs.read(picture.digest))) as opened:
-                    image = wandb.Image(opened.copy(), caption=picture.caption)
-                shown.setdefault(f"{picture.caption.partition(' ')[0]}s", []).append(image)
-            last = record.points[-1].step if record.points else 0
-            run.log({**shown, STEP: last}, step=last + 1)
-        run.summary.update(record.summary)
-        for used in record.uses:
-            run._log_artifact(self._artifact(used), aliases=[], is_user_created=True, use_after_commit=True)
-        if record.makes is not None:
-            run.log_artifact(self._artifact(record.makes))
-        return run.path
-
-    def _artifact(self, record: ArtifactRecord) -> wandb.Artifact:
-        made = wandb.Artifact(record.name, type="model", description=record.description, metadata=record.metadata)
-        # wandb need not copy what never changes: a checkpoint of 1.2 GB would lie on the disk once a child, and once more.
-        made.add_file(str(self._weights(record)), name=WEIGHTS_NAME, policy="immutable", skip_cache=True)
-        with made.new_file(IDENTITY_NAME) as out:
-            out.write(identity_text(record))
-        return made
-
-    def _weights(self, record: ArtifactRecord) -> Path:
-        """The blob itself when it is sent at once; offline, a link that outlives the store's clean-up."""
-        blob = self.store.blobs.path(record.blob_digest)
-        if self.mode == "online":
-            return blob
-        kept = self.folder / "weights" / f"{record.blob_digest}.safetensors"
-        if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_suffix(".partial")
-            partial.unlink(missing_ok=True)
-            try:
-                os.link(blob, partial)
-            except OSError:  # another file system, or one without links
-                shutil.copyfile(blob, partial)
-            os.replace(partial, kept)
-        return kept
+    def _finish(self, run: wandb.Run, record: RunRecord, extras: Extras, after: int) -> None:
+        # What was not known while the job was at work; config keys of a resumed run are overwritten.
+        run.config.update(record.config, allow_val_change=True)
+        self.writer.write_points(run, record, after=after)
+        self.writer.write_end(run, record, extras, after=after)
+        run.finish(exit_code=0)
 
     def _runs(self, run_id: str) -> list[Path]:
         return [path for path in self.folder.glob(f"wandb/offline-run-*-{run_id}") if not path.is_symlink()]
@@ -154,7 +159,10 @@ class Sender:
 
 
 def _settings(init_limit_s: float) -> wandb.Settings:
-    """Quiet, and without what would describe the mirror's own process instead of the job: statistics, code, git, host."""
+    """Quiet, and without what would describe the mirror's own process instead of the job: statistics, code, git, host.
+
+    wandb tries a request that failed again a few times only: the mirror's own queue tries a run again, for days if need be.
+    """
     return wandb.Settings(
         silent=True,
         console="off",
@@ -166,21 +174,27 @@ def _settings(init_limit_s: float) -> wandb.Settings:
         x_disable_meta=True,
         x_disable_machine_info=True,
         x_save_requirements=False,
+        **{f"x_{part}_retry_max": 5 for part in ("file_stream", "file_transfer", "graphql")},
+        **{f"x_{part}_retry_wait_min_seconds": 0.5 for part in ("file_stream", "file_transfer", "graphql")},
+        **{f"x_{part}_retry_wait_max_seconds": 10.0 for part in ("file_stream", "file_transfer", "graphql")},
     )
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "no reason given")
-
-
 def _answer(sender: Sender, request: dict[str, Any]) -> dict[str, Any]:
+    job_id = str(request["job"])
     try:
-        return {"ok": True, "sent": sender.send(str(request["job"]))}
+        if "until" in request:
+            return {"ok": True, "sent": sender.append(job_id, int(request["until"]))}
+        if "leave" in request:
+            return {"ok": True, "sent": sender.leave(job_id, str(request["leave"]))}
+        if "verify" in request:
+            return {"ok": True, "sent": sender.verify(job_id, str(request["verify"]))}
+        return {"ok": True, "sent": sender.send(job_id)}
     except Exception as error:  # this process's boundary: the asker records it and goes on
         fields = as_error(error) or {
             "code": "mirror_failed",
-            "message": f"W&B did not take the run: {type(error).__name__}: {_first_line(error)}",
-            "given": request.get("job"),
+            "message": f"W&B did not take the run: {type(error).__name__}: {first_line(error)}",
+            "given": job_id,
             "legal": None,
             "next": "Nothing is lost: the run waits in the store. Look at mirror.log in the mirror's folder.",
         }
@@ -188,14 +202,18 @@ def _answer(sender: Sender, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
-    """Answers until stdin ends."""
+    """Answers until stdin ends. A sender whose asker was killed may still be at its last run: the next one waits for it."""
     where = json.loads(requests.readline())
     store = open_store(where["home"], read_only=True)
     try:
-        sender = Sender(store, Path(where["folder"]), where["mode"], where["project"], where["init_limit_s"])
-        for line in requests:
-            answers.write(json.dumps(_answer(sender, json.loads(line)), default=str) + "\n")
-            answers.flush()
+        with (Path(where["folder"]) / LOCK_NAME).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            sender = Sender(store, Path(where["folder"]), where["mode"], where["project"], where["init_limit_s"])
+            for line in requests:
+                answers.write(json.dumps(_answer(sender, json.loads(line)), default=str) + "\n")
+                answers.flush()
+            for job_id in list(sender.live):
+                sender.leave(job_id, "preempted")
     finally:
         store.close()
 

@@ -21,6 +21,9 @@ MODULES: dict[str, str] = {
     "reproduce": "core.operations.reproduce",
     "export": "core.operations.export",
     "reconstruct": "core.operations.reconstruct",
+    "testrun": "core.operations.testrun",
+    "infer": "core.operations.infer",
+    "activations": "core.operations.activations",
 }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,10 +14,11 @@ from core.operations.context import Context, Outcome
 from core.operations.images import open_parts
 from core.operations.models import Loaded, load
 from core.operations.retrain import png
-from core.specs import EvaluateSpec
+from core.specs import DataRunSpec, EvaluateSpec
 from dcaecore import (
     DCAE,
     LEAST_MS_SSIM_SIDE,
+    PinnedImages,
     ReconstructionLoss,
     evaluate_images,
     latent_drift,
@@ -30,12 +34,30 @@ PROTOCOL_VERSION = 1
 
 def run(spec: EvaluateSpec, context: Context) -> Outcome:
     """Scores the job's model; the protocol names the images by their digest, so only like is compared with like."""
+    subject = subject_of(context, spec.image_size)
+    (part,) = open_parts(spec.data, spec.image_size, context, spec.split)
+    pinned = pin(part.cache, part.rows, spec.num_images, skip_broken=spec.data.skip_broken)
+    return judged(spec, context, subject, pinned, spec.split, {})
+
+
+def subject_of(context: Context, image_size: int) -> Loaded:
+    """The job's model. Raises CoreError where it names none, ConfigError for images that the model cannot take."""
     if context.job.parent_model_id is None:
         raise CoreError("Evaluating needs a model.", code="no_parent")
     subject = load(context.store, context.job.parent_model_id, context.device)
-    subject.model.config.check_image_size(spec.image_size, spec.image_size)
-    (part,) = open_parts(spec.data, spec.image_size, context, spec.split)
-    pinned = pin(part.cache, part.rows, spec.num_images, skip_broken=spec.data.skip_broken)
+    subject.model.config.check_image_size(image_size, image_size)
+    return subject
+
+
+def judged(
+    spec: EvaluateSpec | DataRunSpec,
+    context: Context,
+    subject: Loaded,
+    pinned: PinnedImages,
+    split: str,
+    of_protocol: Mapping[str, Any],
+) -> Outcome:
+    """All figures and pictures of a model on images; `of_protocol` are further fields of the protocol that they stand under."""
     context.progress(0.3, f"{len(pinned)} images", force=True)
     autocast = torch.bfloat16 if spec.dtype == "bfloat16" else None
     loss = ReconstructionLoss("l1").to(context.device)
@@ -65,6 +87,7 @@ def run(spec: EvaluateSpec, context: Context) -> Outcome:
         "dtype": spec.dtype,
         "source": f"{spec.data.kind}:{spec.data.location}",
         "loss": "l1",
+        **of_protocol,
     }
     if "ms_ssim" not in averages:
         context.log("info", f"No MS-SSIM: its coarsest scale needs images of {LEAST_MS_SSIM_SIDE} px.")
@@ -83,7 +106,7 @@ def run(spec: EvaluateSpec, context: Context) -> Outcome:
     context.log("info", ", ".join(f"{name} {value:.4g}" for name, value in averages.items()))
     entry = NewScores(
         protocol=protocol,
-        split=spec.split,
+        split=split,
         means=averages,
         per_image={name: [float(v) for v in values] for name, values in found.items()},
         row_ids=pinned.row_ids,

@@ -19,6 +19,7 @@ from core.specs.pruning import (
     ScheduleSpec,
     UnitScore,
 )
+from core.specs.running import ActivationsSpec, DataRunSpec, InferSpec
 from core.specs.shipping import MOST_RECONSTRUCTING, ExportSpec, ReconstructSpec, ReproduceSpec
 from core.specs.training import BranchSpec, ResetSpec, RetrainSpec
 
@@ -38,19 +39,25 @@ SPECS: dict[str, type[Spec]] = {
         ReproduceSpec,
         ExportSpec,
         ReconstructSpec,
+        DataRunSpec,
+        InferSpec,
+        ActivationsSpec,
     )
 }
 
 
 __all__ = [
+    "ActivationsSpec",
     "BenchmarkSpec",
     "BranchSpec",
     "CALIBRATED_SCORES",
     "DType",
+    "DataRunSpec",
     "DataSpec",
     "EvaluateSpec",
     "ExportSpec",
     "ImportSpec",
+    "InferSpec",
     "InspectSpec",
     "LEAST_RATE",
     "METHOD_TITLES",

@@ -18,7 +18,7 @@ from core.solver.search import COSTS
 from core.specs import SPECS, RetrainSpec, ScheduleSpec, Spec
 from core.terminal import compare as compare_verbs
 from core.terminal import demo as demo_job
-from core.terminal import inspection, output, training
+from core.terminal import inside, inspection, output, running, training
 from core.terminal import lineage as lineage_verbs
 from core.terminal import mirror as mirror_verbs
 from core.terminal.options import spec_values, with_options
@@ -206,6 +206,8 @@ for _verb, _function, _skip, _also in _VERBS:
 
 training.register(app)
 inspection.register(app)
+running.register(app)
+inside.register(app)
 
 
 @app.command()

@@ -25,6 +25,9 @@ def compare_models(
     weights: Annotated[
         str | None, typer.Option(help='Rank by these: \'{"psnr_db": 2, "decode_ms": 1}\' (the directions are known).')
     ] = None,
+    on: Annotated[
+        str | None, typer.Option(help="Quality of this test run (`test-run` names it), not of the pinned images.")
+    ] = None,
 ) -> None:
     """Figures of models side by side: with intervals, paired differences, the Pareto front, and a ranking where weights are given."""
     from core.terminal.app import state  # the parent of this verb: importing it above would go in a circle
@@ -34,7 +37,7 @@ def compare_models(
     axes = [part.strip() for part in front.split(",")]
     if len(axes) != 2:
         raise CoreError("A front is over two figures.", code="metric", given=front, legal="two, such as decode_ms,psnr_db")
-    comparison = manager.compare(models)
+    comparison = manager.compare(models) if on is None else manager.compare_on(models, on)
     found = manager.quality(comparison, reference)
     best = manager.pareto(comparison, *axes)
     ranked = None if wanted is None else manager.rank(comparison, wanted)

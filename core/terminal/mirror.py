@@ -1,4 +1,4 @@
-"""`python -m core mirror status | sync`: the Weights & Biases mirror on a terminal."""
+"""`python -m core mirror status | sync | verify | set`: the Weights & Biases mirror on a terminal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from core import mirror
+from core.mirror.verifying import verify_target
 from core.terminal import output
 
 app = typer.Typer(help="The Weights & Biases mirror: a one-way replay of the store.", no_args_is_help=True)
@@ -21,7 +22,9 @@ def status(mode: Mode = None, folder: Folder = None) -> None:
     """How many runs were sent, how many wait, and why."""
     from core.terminal.app import state  # the parent of this sub-app: importing it above would go in a circle
 
-    found = mirror.status(state.manager().store, mode or state.settings.mirror, folder, project=state.settings.wandb_project)
+    manager = state.manager()
+    chosen = manager.mirror_settings()
+    found = mirror.status(manager.store, mode or chosen.mirror, folder, project=chosen.wandb_project)
     if state.json:
         output.emit(found.to_json())
         return
@@ -29,6 +32,8 @@ def status(mode: Mode = None, folder: Folder = None) -> None:
     output.console.print(text, markup=False, highlight=False)
     if found.problem is not None:
         output.show_error(found.problem)
+    if found.next_try is not None:
+        output.console.print(f"Tried again at {found.next_try[:19].replace('T', ' ')} UTC.", markup=False, highlight=False)
 
 
 @app.command()
@@ -40,11 +45,13 @@ def sync(
     """Send every finished job that was not sent yet."""
     from core.terminal.app import state
 
-    store, chosen, project = state.manager().store, mode or state.settings.mirror, state.settings.wandb_project
+    manager = state.manager()
+    chosen = manager.mirror_settings()
+    where, project = mode or chosen.mirror, chosen.wandb_project
     if model is None:
-        report = mirror.sync(store, chosen, folder, project=project)
+        report = mirror.sync(manager.store, where, folder, project=project)
     else:
-        report = mirror.mirror_branch(store, model, chosen, folder, project=project)
+        report = mirror.mirror_branch(manager.store, model, where, folder, project=project)
     if report.problem is not None:
         output.emit_error(report.problem) if state.json else output.show_error(report.problem)
         raise typer.Exit(1)
@@ -53,3 +60,35 @@ def sync(
         return
     for line in (report.message, *report.notes):
         output.console.print(line, markup=False, highlight=False)
+
+
+@app.command()
+def verify(mode: Mode = None, folder: Folder = None) -> None:
+    """Read back what was sent and compare it with the store: every point, figure, id and edge."""
+    from core.terminal.app import state
+
+    manager = state.manager()
+    chosen = manager.mirror_settings()
+    report = verify_target(manager.store, mode or chosen.mirror, folder, project=chosen.wandb_project)
+    if state.json:
+        output.emit(report.to_json())
+    else:
+        for problem in report.problems:
+            output.console.print(problem, style="red", markup=False, highlight=False)
+        runs = f"{report.num_runs} runs compared, {report.num_waiting} not sent yet"
+        said = f"{len(report.problems)} differences." if report.problems else "Everything is as the store has it."
+        output.console.print(f"{runs}. {said}", markup=False, highlight=False)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command("set")
+def set_mode(
+    mode: Annotated[str, typer.Argument(help="auto, off, offline or online.")],
+    project: Annotated[str | None, typer.Option(help="The W&B project.")] = None,
+) -> None:
+    """Choose the mirror's mode for this store; OFFSHOOT_MIRROR and offshoot.toml stand above it."""
+    from core.terminal.app import state
+
+    view = state.manager().set_mirror(mode, project)
+    output.emit(view.to_json()) if state.json else output.console.print(view.line, markup=False, highlight=False)

@@ -91,7 +91,8 @@ def show_comparison(comparison: Comparison) -> None:
     console.print(comparison_table(comparison))
     if comparison.protocol:
         p = comparison.protocol
-        console.print(f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}.")
+        kind = "images (a test run)" if "run" in p else "test images"
+        console.print(f"Quality: {p['num_images']} {kind} of {p['source']}, {p['image_size']} px, {p['dtype']}.")
     if comparison.measurement:
         m = comparison.measurement
         threads = f"{m['threads']} thread{'s' if m['threads'] != 1 else ''}"

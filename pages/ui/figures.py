@@ -69,7 +69,8 @@ def measured_text(m: dict[str, Any]) -> str:
 
 def protocol_text(p: dict[str, Any]) -> str:
     """What quality was measured on."""
-    return f"Quality: {p['num_images']} test images of {p['source']}, {p['image_size']} px, {p['dtype']}."
+    kind = "test images" if "run" not in p else "images" if p["run"] == "all" else f"{p['run']} images"
+    return f"Quality: {p['num_images']} {kind} of {p['source']}, {p['image_size']} px, {p['dtype']}."
 
 
 @st.fragment(run_every=1.0)

@@ -12,7 +12,6 @@ from PIL import Image
 import store as st
 from core.errors import CoreError
 from core.inspection import near_duplicates
-from core.model_manager import ModelManager
 from core.operations.models import load
 from dcaecore import DataError, DataSource, open_frames, split_rows
 from dcaecore.images import to_square
@@ -23,16 +22,6 @@ TRAINING = {
     "image_size": 32, "batch_size": 2, "n_epochs": 1, "steps_per_epoch": 4, "warmup_epochs": 0, "init_lr": 1e-2, "val_steps": 4,
     "num_workers": 0,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def service(bench):
-    patch = pytest.MonkeyPatch()
-    patch.setattr(ModelManager, "_ensure_worker", lambda _self, _device: None)
-    made = ModelManager(settings=bench.settings)
-    yield made
-    made.store.close()
-    patch.undo()
 
 
 @pytest.fixture(scope="module")

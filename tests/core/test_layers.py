@@ -7,7 +7,6 @@ import torch
 
 import store as st
 from core.errors import CoreError
-from core.model_manager import ModelManager
 from core.operations.models import load
 from core.specs import ResetSpec
 from dcaecore import DCAE, VARIANTS
@@ -19,16 +18,6 @@ FIELDS = {
     "num_workers": 0, "keep": "last",
 }  # fmt: skip
 PARTS = part_names(VARIANTS["tiny"])
-
-
-@pytest.fixture(scope="module")
-def service(bench):
-    patch = pytest.MonkeyPatch()
-    patch.setattr(ModelManager, "_ensure_worker", lambda _self, _device: None)
-    made = ModelManager(settings=bench.settings)
-    yield made
-    made.store.close()
-    patch.undo()
 
 
 @pytest.fixture(scope="module")

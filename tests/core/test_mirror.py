@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
+import copy
 import hashlib
 import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from core import mirror
 from core.errors import CoreError
 from core.mirror import modes
 from core.mirror import runs as mirror_runs
+from core.mirror.verifying import compare_run, verify_target
+from core.mirror.wandb_file import payloads, read_run, run_files
 from core.specs import BenchmarkSpec, EvaluateSpec, ImportSpec, PruneSpec, RetrainSpec, Spec
 from store import (
     JobRow,
@@ -34,13 +37,12 @@ from store import (
     NewScores,
     Store,
     get_model,
-    list_models,
     metrics,
     mirrored,
     open_store,
+    set_mirrored,
     verify,
 )
-from tests.core.wandb_file import payloads, read_run, run_files
 
 NUM_STEPS = 600
 """Enough for the largest run's file to span several blocks of 32 KiB."""
@@ -181,7 +183,8 @@ def same(left: float, right: float) -> bool:
 
 def test_each_finished_job_is_one_run_in_topological_order(mirrored_branch):
     report, done = mirrored_branch["report"], mirrored_branch["done"]
-    assert report.problem is None and report.waiting == [] and report.notes == []
+    assert report.problem is None and report.waiting == []
+    assert len(report.notes) == 3 and all("no safetensors file" in note for note in report.notes), "stand-ins for weights"
     assert list(report.sent) == [done[operation].id for operation in ("import", "prune", "retrain", "evaluate", "benchmark")]
     assert len(mirrored_branch["files"]) == 5
     for operation, run in mirrored_branch["runs"].items():
@@ -224,13 +227,14 @@ def test_every_point_of_every_curve(mirrored_branch):
             sent = run.curve(key)
             assert [step for step, _ in sent] == steps
             assert all(same(a, b) for (_, a), b in zip(sent, values, strict=True)), key
-        logged = {name for row in run.history for name in row if not name.startswith(("_", "original", "reconstruction"))}
+        shown = ("_", "original", "reconstruction", "comparison", "log", "weights/")
+        logged = {name for row in run.history for name in row if not name.startswith(shown)}
         assert logged - {"step"} == set(keys), "nothing that the store does not have"
         assert run.step_metrics["*"] == "step"
     run = mirrored_branch["runs"]["retrain"]
-    assert run.curve("step") == [(step, step) for step in range(1, NUM_STEPS + 1)]
+    assert run.curve("step") == [*((step, step) for step in range(1, NUM_STEPS + 1)), (NUM_STEPS + 1, NUM_STEPS)]
     moments = store.rows("SELECT time FROM metric WHERE job=? ORDER BY step", (run.id,))
-    assert [row["_timestamp"] for row in run.history] == [moment for (moment,) in moments], (
+    assert [row["_timestamp"] for row in run.history[:-1]] == [moment for (moment,) in moments], (
         "the time of the job, not of the replay"
     )
 
@@ -269,7 +273,7 @@ def test_models_are_artifacts_with_the_edges_of_the_store(mirrored_branch):
     store, runs, done = mirrored_branch["store"], mirrored_branch["runs"], mirrored_branch["done"]
     outputs = {}
     for operation in ("import", "prune", "retrain"):
-        (made,) = [artifact for artifact in runs[operation].artifacts if not artifact.uses]
+        (made,) = [artifact for artifact in runs[operation].artifacts if not artifact.uses and artifact.type == "model"]
         row = get_model(store, done[operation].model_id)
         assert (made.name, made.type, made.metadata["id"]) == (f"dcae-{row.id}", "model", row.id)
         assert made.metadata["parents"] == [list(pair) for pair in row.parents]
@@ -291,7 +295,7 @@ def test_models_are_artifacts_with_the_edges_of_the_store(mirrored_branch):
             else:
                 assert model_id == done[operation].parent_model_id
     assert edges == {(child, parent) for child, parent in store.rows("SELECT child, parent FROM edge")}
-    assert [artifact.uses for artifact in runs["evaluate"].artifacts] == [True]
+    assert [artifact.uses for artifact in runs["evaluate"].artifacts if artifact.type == "model"] == [True]
 
 
 def test_the_store_is_whole_and_remembers(mirrored_branch):
@@ -317,6 +321,43 @@ def test_nothing_is_sent_twice(mirrored_branch):
     assert (found.num_sent, found.num_waiting, found.problem) == (5, 0, None)
 
 
+def test_verify_finds_what_was_changed_and_nothing_else(mirrored_branch, tmp_path):
+    store, folder, done = mirrored_branch["store"], mirrored_branch["folder"], mirrored_branch["done"]
+    assert verify_target(store, "offline", folder).problems == []
+    assert verify_target(store, "offline", folder).num_runs == 5
+    for operation, run in mirrored_branch["runs"].items():
+        assert compare_run(mirror_runs.read_run(store, done[operation].id), run) == []
+    record, held = mirror_runs.read_run(store, done["retrain"].id), mirrored_branch["runs"]["retrain"]
+    altered = copy.deepcopy(held)
+    altered.history[41]["loss"] *= 1 + 1e-15
+    altered.history.append(altered.history[7])
+    del altered.summary["model/sparsity"]
+    altered.artifacts = [artifact for artifact in altered.artifacts if not artifact.uses]
+    altered.config["parent_ids"] = []
+    said = "\n".join(compare_run(record, altered))
+    for part in ("loss at step 42", "step 8 is there 2 times", "model/sparsity is None", "is there 0 times", "the parents' ids"):
+        assert part in said, said
+    assert len(said.splitlines()) == 5
+    assert "missing" in compare_run(record, None)[0]
+    copied = tmp_path / "mirror"
+    shutil.copytree(folder, copied, symlinks=True)
+    with open_copy(store, tmp_path / "home") as other:
+        for job, row in mirrored(store, mirrored_branch["report"].target).items():
+            set_mirrored(other, f"wandb-offline:{copied}", job, row.remote, row.progress)
+        (path,) = [path for path in run_files(copied) if done["retrain"].id in path.name]
+        path.write_bytes(path.read_bytes()[:70_000])
+        (problem,) = verify_target(other, "offline", copied).problems
+        assert done["retrain"].id in problem and "cut short" in problem or "within a record" in problem
+
+
+@contextmanager
+def open_copy(store: Store, home: Path) -> Iterator[Store]:
+    """The same store in another folder."""
+    shutil.copytree(store.root, home)
+    with closing(open_store(home)) as opened:
+        yield opened
+
+
 def test_no_key_is_written_into_an_offline_folder(mirrored_branch):
     key = KEY.encode()
     for path in mirrored_branch["folder"].rglob("*"):
@@ -326,7 +367,7 @@ def test_no_key_is_written_into_an_offline_folder(mirrored_branch):
 def test_offline_files_lie_in_their_folder_only(mirrored_branch):
     home = mirrored_branch["store"].root
     assert {path.name for path in home.iterdir()} - {"offshoot.sqlite-wal", "offshoot.sqlite-shm"} == {
-        "offshoot.sqlite", "schema.lock", "mirror.lock", "mirror-next.lock", "blobs",
+        "offshoot.sqlite", "schema.lock", "mirror.lock", "blobs",
     }  # fmt: skip
 
 
@@ -368,10 +409,11 @@ def test_deleted_weights_leave_the_ids_and_a_note(store, tmp_path):
     store.blobs.remove(pruned.blob_digest)
     report = mirror.sync(store, "offline", tmp_path / "mirror")
     assert report.problem is None and len(report.sent) == 5
-    assert len(report.notes) == 1 and pruned.id in report.notes[0]
+    (note,) = [note for note in report.notes if "are not in the store any more" in note]
+    assert pruned.id in note
     (run,) = [run for run in map(read_run, run_files(tmp_path / "mirror")) if run.id == done["retrain"].id]
     assert run.config["parent_ids"] == [pruned.id]
-    assert [artifact.uses for artifact in run.artifacts] == [False]
+    assert [artifact.uses for artifact in run.artifacts if artifact.type == "model"] == [False]
 
 
 # Modes, and a mirror that is broken ---------------------------------------------------------------------------------------
@@ -503,15 +545,11 @@ def service_folder(process: psutil.Process) -> str:
         return ""
 
 
-def test_one_mirror_at_a_time_and_one_that_waits(store, tmp_path):
+def test_one_mirror_at_a_time(store, tmp_path):
     one_job(store)
-    with mirror.replay._only_one(store), pytest.raises(CoreError, match="at work already") as caught:
+    with mirror.replay.only_one(store), pytest.raises(CoreError, match="at work already") as caught:
         mirror.sync(store, "offline", tmp_path / "mirror")
     assert caught.value.code == "mirror_busy"
-    with (store.root / mirror.replay.QUEUE_NAME).open("a") as line:
-        fcntl.flock(line, fcntl.LOCK_EX)
-        with pytest.raises(CoreError, match="at work already"):
-            mirror.sync(store, "offline", tmp_path / "mirror", wait=True)
     assert not (tmp_path / "mirror" / "wandb").exists()
 
 
@@ -521,25 +559,6 @@ def test_one_mirror_at_a_time_and_one_that_waits(store, tmp_path):
 def test_the_service_never_imports_wandb():
     code = "import sys, core.mirror, core.terminal.mirror; sys.exit('wandb' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
-
-
-def test_launch_returns_at_once_and_the_mirror_catches_up_by_itself(store):
-    from core.settings import Settings
-
-    job_id = one_job(store)
-    assert not mirror.launch(store, Settings(home=store.root, mirror="auto"))
-    assert not mirror.launch(store, Settings(home=store.root, mirror="off"))
-    with mirror.replay._only_one(store):
-        assert mirror.launch(store, Settings(home=store.root, mirror="offline"))
-        (process,) = mirror.replay._STARTED
-        (baseline,) = [row.id for row in list_models(store)]
-        running = start(store, PruneSpec(), baseline)
-        later = jobs.complete(store, running, model=new_model(store, "small", PruneSpec(), "pruned", (baseline,)))
-        assert process.poll() is None, "it waits for the mirror that is at work"
-        assert mirror.status(store, "offline").num_waiting == 2
-    assert process.wait(timeout=60) == 0
-    assert mirror.status(store, "offline").num_waiting == 0
-    assert sorted(read_run(path).id for path in run_files(store.root / "mirror")) == sorted([job_id, later.id])
 
 
 def test_the_terminal_verbs(store, tmp_path, capsys):
@@ -564,7 +583,14 @@ def test_the_terminal_verbs(store, tmp_path, capsys):
     assert told("status", "--mode", "offline", "--folder", folder)["data"]["num_waiting"] == 1
     assert list(told("sync", "base", "--mode", "offline", "--folder", folder)["data"]["sent"]) == [job_id]
     assert told("sync", "--mode", "offline", "--folder", folder)["data"]["sent"] == {}
+    assert told("verify", "--mode", "offline", "--folder", folder)["data"] == {
+        "target": f"wandb-offline:{folder}", "num_runs": 1, "num_waiting": 0, "problems": [],
+    }  # fmt: skip
+    assert told("verify")["error"]["code"] == "mirror_nowhere"
     assert told("sync", "--mode", "sideways")["error"]["code"] == "mirror_mode"
+    assert told("set", "off", "--project", "shared")["data"]["line"] == "The W&B mirror is off."
+    assert told("status")["data"]["mode"] == "off"
+    assert told("set", "sideways")["error"]["code"] == "mirror_mode"
 
 
 # The witness --------------------------------------------------------------------------------------------------------------
@@ -574,7 +600,7 @@ def test_the_parser_refuses_a_file_cut_short(mirrored_branch):
     data = max((path.read_bytes() for path in mirrored_branch["files"]), key=len)
     assert len(data) > 3 * 32 * 1024
     assert len(list(payloads(data))) > NUM_STEPS
-    with pytest.raises(AssertionError):
+    with pytest.raises(CoreError, match="cut short"):
         list(payloads(data[: len(data) // 2]))
-    with pytest.raises(AssertionError):
+    with pytest.raises(CoreError, match="begins with"):
         list(payloads(b"not wandb"))

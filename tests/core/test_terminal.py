@@ -47,6 +47,11 @@ VERBS = [
     "export-branch",
     "import-branch",
     "mirror",
+    "test-run",
+    "infer",
+    "diff",
+    "layers",
+    "activations",
 ]
 
 

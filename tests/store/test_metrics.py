@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from store import MetricWriter, Store, StoreError, jobs, metrics
@@ -146,3 +146,49 @@ def test_kill_9_loses_no_committed_point(store: Store) -> None:
         assert len(steps) in (last, last + 1)
     assert metrics.latest(store, [job.id])[job.id]["step"] >= last
     jobs.heartbeat(store, job)  # and nothing stays locked
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 60),
+            st.dictionaries(st.sampled_from(["loss", "lr", "psnr"]), st.floats(-5, 5), min_size=1),
+            st.booleans(),
+        ),
+        max_size=60,
+    )
+)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_last_values_are_never_behind_what_was_logged(store: Store, calls) -> None:
+    """`latest` is written at some steps only; whoever reads it sees every step, with or without a close between them."""
+    job = running_job(store)
+    writer = MetricWriter(store, job.id)
+    wanted: dict[str, float] = {}
+    step = -1
+    for ahead, values, reopen in calls:
+        step += ahead
+        writer.log(step, values)
+        wanted = {**wanted, **values, "step": step}
+        assert metrics.latest(store, [job.id]) == {job.id: wanted}
+        if reopen:
+            writer.close()
+            writer = MetricWriter(store, job.id)
+            assert metrics.latest(store, [job.id]) == {job.id: wanted}
+            step += 1
+    writer.close()
+
+
+def test_a_killed_writer_leaves_no_value_behind(store: Store) -> None:
+    """A writer that never closed: the next attempt takes over all keys, and drops what comes after its checkpoint."""
+    job = running_job(store)
+    first = MetricWriter(store, job.id, 1)
+    for step in range(1, 11):
+        first.log(step, {"loss": float(step), "old": 1.0})
+    second = MetricWriter(store, job.id, 2, resume_from=5)
+    assert metrics.latest(store, [job.id])[job.id]["step"] <= 5
+    second.log(6, {"loss": 60.0})
+    assert metrics.latest(store, [job.id])[job.id] == {"step": 6, "loss": 60.0, "old": 1.0}
+    first.log(11, {"loss": -1.0})
+    first.close()
+    assert metrics.latest(store, [job.id])[job.id] == {"step": 6, "loss": 60.0, "old": 1.0}
+    second.close()

@@ -1,8 +1,9 @@
-"""Reads the `.wandb` file of an offline run: the independent witness of what the mirror wrote.
+"""Reads the `.wandb` file of an offline run: what `mirror verify` and the tests hold against the store. wandb ships no reader.
 
 The format: a header of 7 bytes (`:W&B`, a magic number, a version), then LevelDB log blocks of 32 KiB. Each chunk in a
 block has a header of 7 bytes (masked CRC-32C, length, type: 1 whole, 2 first, 3 middle, 4 last) and a part of one
-protobuf `Record`. The checksum is not looked at: a chunk that is cut short or out of order is an error all the same.
+protobuf `Record`. The checksum is not looked at: a chunk that is cut short or out of order is an error all the same, and values
+are compared with the store's.
 
 The generated protobuf modules warn when imported, so wandb is imported here with its warnings caught.
 """
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.errors import CoreError
+
 HEADER_BYTES = 7
 BLOCK_BYTES = 32 * 1024
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
@@ -23,7 +26,7 @@ WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class WandbArtifact:
-    """An artifact record: `output` of the run, or an input that it `uses`."""
+    """An artifact of a run: one that it made, or an input that it `uses`. `files` maps names to where their bytes lie."""
 
     name: str
     type: str
@@ -36,7 +39,7 @@ class WandbArtifact:
 
 @dataclass
 class WandbRun:
-    """What one `.wandb` file says. `history` holds one dict a row, its keys as logged."""
+    """What W&B, or one `.wandb` file, holds of a run. `history` holds one dict a row, its keys as logged."""
 
     id: str = ""
     name: str = ""
@@ -57,8 +60,9 @@ class WandbRun:
 
 
 def payloads(data: bytes) -> Iterator[bytes]:
-    """The records' bytes, joined from their chunks."""
-    assert data[:4] == b":W&B", f"not a .wandb file: {data[:8]!r}"
+    """The records' bytes, joined from their chunks. Raises CoreError(wandb_file)."""
+    if data[:4] != b":W&B":
+        raise _damaged(f"begins with {data[:8]!r}")
     at = HEADER_BYTES
     parts: bytes | None = None  # an open record may have no bytes yet: a first chunk of length 0 closes a block
     while at < len(data):
@@ -68,14 +72,25 @@ def payloads(data: bytes) -> Iterator[bytes]:
             continue
         size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         chunk = data[at + HEADER_BYTES : at + HEADER_BYTES + size]
-        assert len(chunk) == size and WHOLE <= kind <= LAST, f"the file is cut short or damaged at byte {at}"
-        assert (kind in (WHOLE, FIRST)) == (parts is None), f"a chunk out of order at byte {at}"
+        if len(chunk) != size or not WHOLE <= kind <= LAST:
+            raise _damaged(f"is cut short or damaged at byte {at}")
+        if (kind in (WHOLE, FIRST)) != (parts is None):
+            raise _damaged(f"has a chunk out of order at byte {at}")
         at += HEADER_BYTES + size
         parts = (parts or b"") + chunk
         if kind in (WHOLE, LAST):
             yield parts
             parts = None
-    assert parts is None, "the last record is incomplete"
+    if parts is not None:
+        raise _damaged("ends within a record")
+
+
+def _damaged(what: str) -> CoreError:
+    return CoreError(
+        f"The offline run's file {what}.",
+        code="wandb_file",
+        next="Delete the run's folder and send the run again (`mirror sync`).",
+    )
 
 
 def _key(item: Any) -> str:
@@ -83,7 +98,7 @@ def _key(item: Any) -> str:
 
 
 def read_run(path: Path) -> WandbRun:
-    """Everything that a test compares."""
+    """All of a run's file that stands in the store too. Raises CoreError(wandb_file) for one that is no whole file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from wandb.proto import wandb_internal_pb2 as pb

@@ -1,0 +1,44 @@
+"""The Weights & Biases mirror on Home: how far it is behind, its mode and project, and sending now."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.mirror import MODES
+from core.mirroring import MirrorView
+from core.model_manager import ModelManager
+from pages.ui.boot import guarded, show_error
+
+_MODE_HELP = (
+    "auto: sends where a W&B key is found, else nothing is written and runs wait. off: nothing. offline: W&B's own offline runs, "
+    "for machines without a way out (`wandb sync` sends them elsewhere). online: sends, and says so where there is no key."
+)
+
+
+@st.fragment(run_every=5.0)
+def mirror_line(_manager: ModelManager) -> None:
+    """One line, with the last problem below it; what a key that has just come lets go is started from here."""
+    with guarded():
+        _manager.ensure_mirror()
+        view = _manager.mirror_view()
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption(view.line)
+            with st.popover("W&B mirror", icon=":material/cloud_sync:", type="tertiary"):
+                _choice(_manager, view)
+        if view.problem is not None:
+            show_error(view.problem)
+
+
+def _choice(manager: ModelManager, view: MirrorView) -> None:
+    st.caption("A copy of every finished run, for those who share them. The record here never waits for it.")
+    mode = st.selectbox(
+        "mode", MODES, index=MODES.index(view.mode), key="mirror-mode", help=_MODE_HELP, disabled="mirror" in view.fixed
+    )
+    project = st.text_input(
+        "project", view.project, key="mirror-project", help="The W&B project.", disabled="wandb_project" in view.fixed
+    )
+    if view.fixed:
+        st.caption("What is greyed out is set in the environment or in offshoot.toml.")
+    if (mode, project) != (view.mode, view.project):
+        manager.set_mirror(None if mode == view.mode else mode, None if project == view.project else project)
+        st.rerun(scope="fragment")
