@@ -16,7 +16,8 @@ import numpy as np
 
 import store.jobs as jobs
 from core.errors import CoreError
-from store import Store
+from core.specs import DataSpec
+from store import Store, image_tags
 
 FILE_NAME = "image_losses.npz"
 TABLE_VERSION = 1
@@ -32,10 +33,10 @@ class LossTable:
     row_ids: tuple[str, ...]
     figures: Mapping[str, np.ndarray]
 
-    def rows(self, order: LossOrder = "worst", *, containing: str = "", limit: int | None = None) -> list[dict[str, Any]]:
-        """Images as plain rows: worst running mean, least gained since the first draw, most risen over the running mean, ... first.
+    def rows(self, order: LossOrder = "worst", *, limit: int | None = None) -> list[dict[str, Any]]:
+        """Images as plain rows: worst running mean first, or least gained since the first draw, or most above its running mean, ...
 
-        `containing` leaves only row ids with that text. Raises CoreError for another order.
+        Raises CoreError for another order.
         """
         if order not in LOSS_ORDERS:
             raise CoreError(f"Images cannot be ordered by {order!r}.", code="order", given=order, legal=LOSS_ORDERS)
@@ -45,14 +46,19 @@ class LossTable:
             "row": np.arange(len(self.row_ids)),
         }  # fmt: skip
         found: list[dict[str, Any]] = []
-        for place in np.argsort(keys[order], kind="stable"):
-            if containing in self.row_ids[place]:
-                whole = {name: int(self.figures[name][place]) for name in ("step", "count")}
-                losses = {f"{name}_loss": float(self.figures[name][place]) for name in ("mean", "last", "first")}
-                found.append({"row": self.row_ids[place], **losses, **whole})
-            if limit is not None and len(found) == limit:
-                break
+        for place in np.argsort(keys[order], kind="stable")[:limit]:
+            whole = {name: int(self.figures[name][place]) for name in ("step", "count")}
+            losses = {f"{name}_loss": float(self.figures[name][place]) for name in ("mean", "last", "first")}
+            found.append({"row": self.row_ids[place], **losses, **whole})
         return found
+
+
+def tagged(
+    rows: Sequence[Mapping[str, Any]], tags: Mapping[str, Sequence[str]], containing: str = "", limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Rows of a list of images with the words on them, only those whose id or words contain a text; `limit` of them."""
+    with_words = ({**row, "tags": ", ".join(tags.get(str(row["row"]), ()))} for row in rows)
+    return [row for row in with_words if containing in row["row"] or containing in row["tags"]][:limit]
 
 
 def write_losses(folder: Path, row_ids: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
@@ -79,7 +85,7 @@ def read_losses(folder: Path) -> LossTable | None:
 
 
 class ImageFates:
-    """The part of `ModelManager` that knows how training images fared."""
+    """The part of `ModelManager` that knows how training images fared, and what people say of them."""
 
     store: Store
 
@@ -96,3 +102,18 @@ class ImageFates:
         kept = {str(row): float(weight) for row, weight in spec.get("row_weights") or ()}
         merged = {row: weight for row, weight in {**kept, **weights}.items() if weight != 1.0}
         return {**spec, "row_weights": tuple(sorted(merged.items()))}
+
+    def tag_images(self, data: DataSpec | Mapping[str, Any], row_ids: Sequence[str], tag: str, *, remove: bool = False) -> None:
+        """Puts a word on images of a data set, or takes it off. They keep it in every list, whatever the model."""
+        change = image_tags.untag_rows if remove else image_tags.tag_rows
+        change(self.store, _source_name(data), row_ids, tag)
+
+    def image_tags(self, data: DataSpec | Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+        """Row id -> its words, of the images of a data set that have any."""
+        return image_tags.row_tags(self.store, _source_name(data))
+
+
+def _source_name(data: DataSpec | Mapping[str, Any]) -> str:
+    """What a data set is called among tags: the same rows whatever the split, the column or the deny-list."""
+    given = DataSpec.model_validate(data)
+    return f"{given.kind}:{given.location}" + (f"@{given.revision}" if given.revision else "")

@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 import store.jobs as jobs
-from core.checks import changed
+from core.checks import changed, checked
 from core.errors import CoreError
 from core.inspection import ImageTable
 from core.specs import DataSpec, RetrainSpec
+from dcaecore.shares import shares_at
 from store import Store, get_model, metrics
 
 SLICE_TITLES = {"contrast_low": "low contrast", "contrast_middle": "middle contrast", "contrast_high": "high contrast"}
@@ -33,6 +36,8 @@ class Mixing:
 
     store: Store
     frame: Callable[[DataSpec | Mapping[str, Any], str], bytes]
+    image_tags: Callable[[DataSpec | Mapping[str, Any]], dict[str, tuple[str, ...]]]
+    tag_images: Callable[..., None]
     without: Callable[[DataSpec | Mapping[str, Any], Sequence[str]], dict[str, Any]]
 
     def with_losses(self, parent: str | Mapping[str, str], spec: RetrainSpec) -> RetrainSpec:
@@ -72,9 +77,22 @@ class Mixing:
             raise CoreError(f"{job.name} has no parent model.", code="no_parent", given=ref)
         return job.parent_model_id
 
+    def share_curve(self, spec: Mapping[str, Any], *, points: int = 100) -> tuple[list[int], dict[str, list[float]]]:
+        """Steps (from 0), and by data set its share of the batch there; nothing for one set, or for shares by the number of images."""
+        given = checked(RetrainSpec, spec)
+        if not given.data_weights:
+            return [], {}
+        steps = np.unique(np.linspace(0, given.total_steps - 1, points).astype(int))
+        found = shares_at(
+            steps, given.data_weights, given.data_weights_end or given.data_weights, total_steps=given.total_steps,
+            temperature=given.data_temperature,
+        )  # fmt: skip
+        names = [f"set {number}: {data.location}" for number, data in enumerate(given.data_sets, start=1)]
+        return steps.tolist(), {name: found[:, place].tolist() for place, name in enumerate(names)}
+
     def leave_out(self, spec: Mapping[str, Any], row_ids: Sequence[str]) -> dict[str, Any]:
         """Retrain values that leave further training rows out, each in its own data set."""
-        given = RetrainSpec.model_validate({**spec, "row_weights": ()})
+        given = checked(RetrainSpec, {**spec, "row_weights": ()})
         sets: list[Any] = list(given.data_sets)
         for number in range(len(sets)):
             own = [row for place, row in (set_and_row(given, row_id) for row_id in row_ids) if place == number]
@@ -87,6 +105,24 @@ class Mixing:
         given = RetrainSpec.model_validate(spec)
         number, row = set_and_row(given, row_id)
         return self.frame(given.data_sets[number], row)
+
+    def training_tags(self, spec: RetrainSpec | Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+        """Training row -> the words on it, of those that have any."""
+        sets = RetrainSpec.model_validate(spec).data_sets
+        if len(sets) == 1:
+            return self.image_tags(sets[0])
+        return {f"{i}:{row}": words for i, data in enumerate(sets, start=1) for row, words in self.image_tags(data).items()}
+
+    def tag_training(
+        self, spec: RetrainSpec | Mapping[str, Any], row_ids: Sequence[str], tag: str, *, remove: bool = False
+    ) -> None:
+        """Puts a word on training rows, each in its own data set, or takes it off. Raises CoreError, StoreError."""
+        given = RetrainSpec.model_validate(spec)
+        placed = [set_and_row(given, row_id) for row_id in row_ids]
+        for number, data in enumerate(given.data_sets):
+            own = [row for place, row in placed if place == number]
+            if own:
+                self.tag_images(data, own, tag, remove=remove)
 
     def slice_table(self, ref: str) -> list[dict[str, Any]]:
         """The newest validation figures of each slice of a retraining: thirds by contrast, and each data set of several."""

@@ -15,7 +15,8 @@ from pages.ui.chain import line_chart, show_log  # noqa: E402
 from pages.ui.figures import headline, validate_and_save  # noqa: E402
 from pages.ui.forms import spec_form  # noqa: E402
 from pages.ui.images import image_list, left_out, weighted  # noqa: E402
-from pages.ui.training import checkpoint_list, image_preview, layer_table, reset_form, show_hints, slice_table, steering  # noqa: E402
+from pages.ui.mixing import share_chart, slice_table  # noqa: E402
+from pages.ui.training import checkpoint_list, image_preview, layer_table, reset_form, show_hints, steering  # noqa: E402
 
 
 @st.fragment(run_every=1.0)
@@ -136,6 +137,7 @@ with guarded():
     falls = ", before any fall where validation gains nothing" if values["lr_schedule_name"] == "plateau" else ""
     st.caption(f"The learning rate over the {total} steps of this training{falls}")
     st.echarts_chart(line_chart({"learning rate": (points, rates)}, "step"), height=180, key="lr-plot")
+    share_chart(manager, values)
     warning = schedule_warning(warmup_steps=warmup, total_steps=total, init_lr=values["init_lr"], warmup_lr=values["warmup_lr"])
     if warning:
         st.warning(warning)

@@ -260,5 +260,7 @@ def _train(spec: RetrainSpec, context: Context, world: World) -> Outcome:
             "threads": torch.get_num_threads(),
             "processes": world.size,
             "warning": warning,
+            # What is named so is kept for as long as this job is.
+            **({"loss_table_digest": spec.loss_table} if spec.loss_table else {}),
         },
     )

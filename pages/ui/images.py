@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import streamlit as st
 
-from core.image_losses import LOSS_ORDERS
+from core.image_losses import LOSS_ORDERS, tagged
 from core.inspection import ORDERS
 from core.model_manager import ModelManager
 from pages.ui.boot import guarded
@@ -19,7 +17,7 @@ TITLES = {
     "regressed": "most lost against the parent first",
     "row": "in the order of the data",
     "least gained": "least gained since the first draw",
-    "risen": "most fallen below its running mean",
+    "risen": "most risen above its running mean",
     "least drawn": "least often drawn first",
 }
 SHOWN = 200
@@ -27,6 +25,7 @@ COLUMNS = {
     "psnr_db": st.column_config.NumberColumn("PSNR (dB)", format="%.2f"),
     "change_db": st.column_config.NumberColumn("against the parent (dB)", format="%+.2f"),
     "nearly_equals": "nearly equals",
+    "tags": "tags",
     "mean_loss": st.column_config.NumberColumn("running mean of the loss", format="%.4f"),
     "last_loss": st.column_config.NumberColumn("last loss", format="%.4f"),
     "first_loss": st.column_config.NumberColumn("first loss", format="%.4f"),
@@ -71,15 +70,19 @@ def _draw(manager: ModelManager, row: ModelRow, data: dict[str, Any], image_size
     else:
         listed = _fates(manager, training)  # type: ignore[arg-type]
     if listed is not None:
-        rows, picture, key = listed
+        found, spec, key = listed
+        containing = st.text_input("row id or tag contains", key=f"images-filter-{row.id}", width=220)
+        rows = tagged(found, manager.training_tags(spec), containing, SHOWN)
         event = st.dataframe(
-            rows, hide_index=True, on_select="rerun", selection_mode="multi-row", height=260, key=f"images-{key}",
+            rows, hide_index=True, on_select="rerun", selection_mode="multi-row", height=260, key=f"images-{key}-{containing}",
             column_config=COLUMNS,
         )  # fmt: skip
         chosen = [rows[place]["row"] for place in event.selection.rows]  # type: ignore[attr-defined]
         for place, name in zip(st.columns(8), chosen[:8], strict=False):
-            place.image(picture(name), caption=name, width="stretch")
+            place.image(manager.training_frame(spec, name), caption=name, width="stretch")
         _actions(chosen)
+        if chosen:
+            _tagging(manager, spec, chosen)
     if left_out():
         st.caption(f"Left out of the training below: {', '.join(left_out())}. The new model's identity says so.")
     if weighted():
@@ -89,8 +92,8 @@ def _draw(manager: ModelManager, row: ModelRow, data: dict[str, Any], image_size
 
 def _inspected(
     manager: ModelManager, row: ModelRow, data: dict[str, Any], image_size: int
-) -> tuple[list[dict[str, Any]], Callable[[str], bytes], str] | None:
-    """Rows of the newest inspection, what shows one of them, and a key; None without one."""
+) -> tuple[list[dict[str, Any]], dict[str, Any], str] | None:
+    """Rows of the newest inspection, the training values that hold its data, and a key; None without one."""
     states = ("queued", "starting", "running", "paused")
     if any(job.operation == "inspect" and job.parent_model_id == row.id for job in manager.jobs(states=states)):
         st.caption("The images are being looked at: the list is here when the job in the sidebar has ended.")
@@ -106,28 +109,33 @@ def _inspected(
     with st.container(horizontal=True, vertical_alignment="bottom"):
         orders = [order for order in ORDERS if order != "regressed" or table.parent_psnr_db is not None]
         order = st.selectbox("order", orders, format_func=TITLES.__getitem__, width=280)
-        containing = st.text_input("row id contains", key=f"images-filter-{row.id}", width=180)
         duplicates = st.checkbox("near-duplicates only")
-    rows = [found for found in table.rows(order, duplicates=duplicates) if containing in found["row"]][:SHOWN]
     broken = f" {len(table.broken)} are broken: {', '.join(table.broken[:5])}." if table.broken else ""
     st.caption(f"{len(table.row_ids)} images were looked at; at most {SHOWN} are listed.{broken}")
-    return rows, partial(manager.frame, table.data), f"{row.id}-{order}-{duplicates}-{containing}"
+    return table.rows(order, duplicates=duplicates), {"data": dict(table.data)}, f"{row.id}-{order}-{duplicates}"
 
 
-def _fates(manager: ModelManager, job: JobRow) -> tuple[list[dict[str, Any]], Callable[[str], bytes], str] | None:
-    """Rows of a training's images, as they fared up to its last validation."""
+def _fates(manager: ModelManager, job: JobRow) -> tuple[list[dict[str, Any]], dict[str, Any], str] | None:
+    """Rows of a training's images, as they fared up to its last validation; its spec, and a key."""
     table = manager.image_losses(job.id)
     if table is None:
         return None
     with st.container(horizontal=True, vertical_alignment="bottom"):
         order = st.selectbox("order", LOSS_ORDERS, format_func=TITLES.__getitem__, key=f"fates-order-{job.id}", width=280)
-        containing = st.text_input("row id contains", key=f"fates-filter-{job.id}", width=180)
     st.caption(
         f"{len(table.row_ids)} images were drawn so far; at most {SHOWN} are listed. A loss is that of the step in which the image was "
         "drawn, as augmented there."
     )
-    rows = table.rows(order, containing=containing, limit=SHOWN)
-    return rows, partial(manager.training_frame, job.spec), f"{job.id}-{order}-{containing}"
+    return table.rows(order), job.spec, f"{job.id}-{order}"
+
+
+def _tagging(manager: ModelManager, spec: dict[str, Any], chosen: list[str]) -> None:
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        tag = st.text_input("tag", key="images-tag", width=180, help="A word on these images: it stays with them in every list.")
+        for label, remove in ((f"Tag {len(chosen)}", False), (f"Untag {len(chosen)}", True)):
+            if st.button(label, disabled=not tag, icon=":material/label_off:" if remove else ":material/label:"):
+                manager.tag_training(spec, chosen, tag, remove=remove)
+                st.rerun()
 
 
 def _actions(chosen: list[str]) -> None:

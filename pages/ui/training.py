@@ -58,19 +58,6 @@ def layer_table(manager: ModelManager, job: JobRow) -> None:
     st.dataframe(found, hide_index=True, column_config={**columns, "dead_ratio": dead}, key=f"layers-{job.id}")
 
 
-def slice_table(manager: ModelManager, job: JobRow) -> None:
-    """The last validation by slice: thirds of the images by contrast, and each data set where there are several."""
-    found = manager.slice_table(job.id)
-    if not found:
-        st.caption("Nothing was validated yet.")
-        return
-    columns = {
-        "psnr_db": st.column_config.NumberColumn("PSNR (dB)", format="%.2f"),
-        "loss": st.column_config.NumberColumn("loss", format="%.4f"),
-    }
-    st.dataframe(found, hide_index=True, column_config=columns, key=f"slices-{job.id}")
-
-
 def reset_form(manager: ModelManager, row: ModelRow) -> None:
     """Parts of the chosen model that get new weights, as a new model."""
     with st.expander("Reset parts of this model"):

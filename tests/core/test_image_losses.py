@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import store as st
 from core.errors import CoreError
-from core.image_losses import FILE_NAME, read_losses, write_losses
+from core.image_losses import FILE_NAME, read_losses, tagged, write_losses
 from core.model_manager import ModelManager
 from dcaecore import DataError
 from tests.core.test_inspection import TRAINING
@@ -48,9 +48,12 @@ def test_the_file_holds_what_was_drawn_and_orders_it(tmp_path):
         "worst": ["c1", "ü b", "d1"], "least gained": ["c1", "d1", "ü b"], "risen": ["ü b", "d1", "c1"],
         "least drawn": ["c1", "d1", "ü b"], "row": ["ü b", "c1", "d1"],
     }  # fmt: skip
-    assert table.rows("worst", containing="1", limit=1) == [
-        {"row": "c1", "mean_loss": 8.0, "last_loss": 4.0, "first_loss": 5.0, "step": 3, "count": 1}
-    ]
+    first = {"row": "c1", "mean_loss": 8.0, "last_loss": 4.0, "first_loss": 5.0, "step": 3, "count": 1}
+    assert table.rows("worst", limit=1) == [first]
+    tags = {"d1": ("dark", "odd")}
+    assert [row["row"] for row in tagged(table.rows("row"), tags, "1")] == ["c1", "d1"]
+    assert tagged(table.rows("row"), tags, "odd") == [{**table.rows("row")[2], "tags": "dark, odd"}]
+    assert tagged(table.rows("worst"), {}, "1", 1) == [{**first, "tags": ""}]
     with pytest.raises(CoreError, match="ordered by 'best'"):
         table.rows("best")
     assert read_losses(tmp_path / "nowhere") is None
@@ -114,6 +117,40 @@ def test_the_terminal_lists_them(bench, service, trained):
         app, ["--store", str(bench.settings.home), "--json", "image-losses", trained.id, "--order", "row", "--limit", "3"]
     )
     data = json.loads(said.stdout)["data"]
-    assert data["images"] == service.image_losses(trained.id).rows("row", limit=3) and data["num_images"] > 3
+    rows = service.image_losses(trained.id).rows("row", limit=3)
+    assert data["images"] == tagged(rows, {}) and data["num_images"] > 3
+    told = CliRunner().invoke(app, ["--store", str(bench.settings.home), "--json", "slices", trained.id])
+    assert json.loads(told.stdout)["data"] == service.slice_table(trained.id)
     shown = CliRunner().invoke(app, ["--store", str(bench.settings.home), "image-losses", trained.id])
     assert shown.exit_code == 0 and "images were drawn" in shown.stdout
+
+
+def test_images_are_tagged_wherever_they_are_listed(bench, service, trained):
+    from core.terminal.app import app
+    from store import StoreError
+
+    first, second = (row["row"] for row in service.image_losses(trained.id).rows("row", limit=2))
+    verb = ["--store", str(bench.settings.home), "--json", "tag-images", trained.id]
+    for word in ("odd", "dark", "odd"):
+        assert CliRunner().invoke(app, [*verb, first, second, "--tag", word]).exit_code == 0
+    assert service.image_tags(trained.spec["data"]) == {first: ("dark", "odd"), second: ("dark", "odd")}
+    said = CliRunner().invoke(app, [*verb, second, "--tag", "odd", "--remove"])
+    assert json.loads(said.stdout)["data"] == {second: ["dark"]}
+    assert service.image_tags({"location": "mixed"}) == {} and service.image_tags({"split_seed": 9})[second] == ("dark",)
+    listed = CliRunner().invoke(
+        app, ["--store", str(bench.settings.home), "--json", "image-losses", trained.id, "--containing", "odd"]
+    )
+    assert [(row["row"], row["tags"]) for row in json.loads(listed.stdout)["data"]["images"]] == [(first, "dark, odd")]
+    assert service.training_tags(trained.spec) == {first: ("dark", "odd"), second: ("dark",)}
+    mixture = {"more_data": [{"location": "mixed"}]}
+    service.tag_training(mixture, [f"1:{second}", f"2:{first}"], "odd")
+    assert service.training_tags(mixture) == {
+        f"1:{first}": ("dark", "odd"), f"1:{second}": ("dark", "odd"), f"2:{first}": ("odd",)
+    }  # fmt: skip
+    with pytest.raises(CoreError, match="drawn no row 'nothing'"):
+        CliRunner().invoke(app, [*verb, "nothing", "--tag", "odd"], catch_exceptions=False)
+    for word in ("", "a,b", "x" * 41):
+        with pytest.raises(StoreError, match="no usable tag"):
+            service.tag_images({}, [first], word)
+    with pytest.raises(CoreError, match="no row 'nothing'"):
+        service.training_frame(trained.spec, "nothing")

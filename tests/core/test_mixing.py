@@ -73,6 +73,17 @@ def test_each_batch_holds_its_share_and_each_set_and_slice_its_figures(bench, se
     assert bench.run("retrain", parent, **mixture).model_id == job.model_id
 
 
+def test_the_shares_are_shown_before_anything_runs(service, mixture):
+    steps, curves = service.share_curve({**mixture, "data_weights_end": [0.0, 1.0]})
+    first, second = curves.values()
+    assert steps == [0, 1, 2, 3] and first[1] == pytest.approx(2 / (2 + 1))
+    assert list(curves)[0] == "set 1: mspacman" and [a + b for a, b in zip(first, second, strict=True)] == pytest.approx(
+        [1.0] * 4
+    )
+    assert (first[0], first[-1]) == (0.75, 0.0) and first == sorted(first, reverse=True)
+    assert service.share_curve(TRAINING) == ([], {})
+
+
 def test_a_mixture_resumes_to_the_same_model(bench, parent, mixture):
     fields = {**mixture, "n_epochs": 2, "data_weights_end": [0.0, 1.0], "seed": 3, "save_interval": 1}
     whole = bench.run("retrain", parent, **fields)
@@ -127,7 +138,10 @@ def test_images_that_the_parent_rebuilds_worst_are_drawn_more_often(bench, servi
     job = service.retrain_model(parent, fields)
     assert job.spec["loss_table"] == inspected.result["table_digest"]
     done = bench.perform(bench.claim())
-    assert st.get_model(bench.store, done.model_id).spec["loss_table"] == job.spec["loss_table"]
+    made = st.get_model(bench.store, done.model_id)
+    assert made.spec["loss_table"] == job.spec["loss_table"] == done.result["loss_table_digest"]
+    again = bench.run("reproduce", made.id)  # in a store of its own, with the inspection of the record
+    assert again.result["identical"]
     table = service.image_table(parent)
     losses = bench.store.blobs.read(job.spec["loss_table"])
     images = training_images(RetrainSpec.model_validate(job.spec), Silent(bench.settings), ALONE, losses)

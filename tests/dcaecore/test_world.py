@@ -18,6 +18,7 @@ from dcaecore import (
     DCAE,
     VARIANTS,
     BatchStream,
+    ConfigError,
     DataError,
     DataSource,
     ImageCache,
@@ -95,6 +96,7 @@ def rank_main(rank: int, port: int, data: Path, folder: Path) -> None:
             found["resumed"] = run(data, SETTINGS, world, folder=saved, resume_from=resume)
             found["errors"] = one_fails(world)
             found["not finite"] = one_is_poisoned(data, world)
+            found["batchnorm"] = statistics_are_trained(data, world)
             found["first"] = world.first(lambda: (folder / "made").exists() or not (folder / "made").touch())
     except BaseException:  # told by the test
         found["crash"] = traceback.format_exc()
@@ -109,6 +111,14 @@ def one_fails(world: World) -> str:
     with pytest.raises(DataError) as caught:
         world.together(call)
     return f"{caught.value.code} {caught.value}"
+
+
+def statistics_are_trained(data: Path, world: World) -> str:
+    _, stream, pinned = setting_up(data, SETTINGS, world)
+    decoder = replace(VARIANTS["tiny"].decoder, norms=("bn2d",) * 4, acts=("relu",) * 4)
+    with pytest.raises(ConfigError) as caught:
+        train(DCAE(replace(VARIANTS["tiny"], decoder=decoder)), replace(SETTINGS, batchnorm="train"), stream, pinned, world=world)
+    return caught.value.message
 
 
 def one_is_poisoned(data: Path, world: World) -> str:
@@ -184,6 +194,7 @@ def test_what_fails_on_one_rank_is_raised_on_each(ranks):
     told = {one["not finite"] for one in found}
     assert len(told) == 1 and "at step 3 (images " in told.pop()
     assert found[0]["not finite"].count(",") == 3  # the images of both ranks are named
+    assert [one["batchnorm"] for one in found] == ["BatchNorm statistics would differ between the processes."] * 2
     assert [one["first"] for one in found] == [True, True]
 
 

@@ -85,15 +85,9 @@ assert not app.exception and not app.error, (app.exception, [e.value for e in ap
 made = next(j for j in manager.jobs() if j.operation == "retrain" and j.id != job.id)
 assert list(made.spec["data"]["deny_rows"]) == [worst[0]] and made.spec["row_weights"] == [[worst[1], 4.0]], made.spec
 print("SLICES", [row["slice"] for row in manager.slice_table(job.id)])
-def listing(ref):
-    import streamlit as st
-    from core.model_manager import ModelManager
-    from pages.ui import images
-    manager = ModelManager()
-    rows, picture, _ = images._fates(manager, manager.job(ref))
-    st.image(picture(rows[0]["row"]))
-    images._actions([row["row"] for row in rows[:2]])
-app = AppTest.from_function(listing, args=(job.id,), default_timeout=60).run()
+app = AppTest.from_string(sys.argv[2], default_timeout=60)
+app.query_params["job"] = job.id
+app.run()
 def click(start):
     assert not app.exception, app.exception[0].stack_trace
     next(b for b in app.button if b.label.startswith(start)).click().run()
@@ -102,13 +96,31 @@ assert app.query_params["weights"] == [",".join(f"{row}:4" for row in sorted(wor
 click("Leave 2 out")
 assert "weights" not in app.query_params and app.query_params["without"] == [",".join(sorted(worst))], app.query_params
 click("Take all back")
+app.text_input(key="images-tag").set_value("odd").run()
+click("Tag 2")
+assert manager.training_tags(job.spec) == {row: ("odd",) for row in worst}
+click("Untag 2")
+assert manager.training_tags(job.spec) == {}
 assert "without" not in app.query_params and not app.exception
 manager.control(made.id, "cancel")
+"""
+
+
+LISTING = """
+import streamlit as st
+from core.model_manager import ModelManager
+from pages.ui import images
+manager = ModelManager()
+rows, spec, _ = images._fates(manager, manager.job(st.query_params["job"]))
+st.image(manager.training_frame(spec, rows[0]["row"]))
+chosen = [row["row"] for row in rows[:2]]
+images._actions(chosen)
+images._tagging(manager, spec, chosen)
 """
 
 
 def test_images_are_left_out_and_weighted_from_the_page(settings, manager):
     tiny = manager.initialize_model("tiny", random_seed=0, name="tiny")
     job = manager.wait(manager.retrain_model(tiny.id, {**FIELDS, "n_epochs": 1, "eval_interval": 1}).id, 90)
-    said = drive(settings, job.id, script=IMAGES)
+    said = drive(settings, job.id, LISTING, script=IMAGES)
     assert "SLICES ['high contrast', 'low contrast', 'middle contrast']" in said
