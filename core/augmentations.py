@@ -47,16 +47,15 @@ class Augmentations:
     settings: Settings
 
     def preview_images(self, spec: RetrainSpec | Mapping[str, Any], *, images: int = 3, draws: int = 2) -> list[Preview]:
-        """Evenly spaced frames of a training's data with the first draws of its augmentations.
+        """Evenly spaced frames of a training's data sets with the first draws of its augmentations.
 
-        Empty for a hub set, which is read when a training begins. Raises CoreError for a spec, DataError for data that cannot be.
+        None of a hub set, which is read when a training begins. Raises CoreError for a spec, DataError for data that cannot be.
         """
         given = checked(RetrainSpec, spec)
-        if given.data.kind == "hub":
-            return []
+        sets = [data for data in given.data_sets if data.kind != "hub"]
         augment = augment_of(given)
         made = []
-        frames = _frames(given.data, self.settings.data_folder, images)
+        frames = [frame for data in sets for frame in _frames(data, self.settings.data_folder, max(1, images // len(sets)))]
         for place, frame in enumerate(frames):
             image, (top, bottom, left, right) = to_square(frame, given.image_size, given.resize_method)
             content = np.zeros(image.shape[:2], dtype=bool)

@@ -23,11 +23,13 @@ from core.errors import CoreError
 from core.exports import Exports
 from core.forest import Forests
 from core.housekeeping import Housekeeping
+from core.image_losses import ImageFates
 from core.inference import Inferring
 from core.inspection import Inspection
 from core.jobs.launch import ensure_worker
 from core.layers import Layers
 from core.mirroring import Mirroring
+from core.mixing import Mixing
 from core.names import model_name, pruned_name
 from core.planning import Planning
 from core.presets import preset_on
@@ -69,6 +71,8 @@ class ModelManager(
     Training,
     Augmentations,
     Inspection,
+    ImageFates,
+    Mixing,
     Reproduction,
     Housekeeping,
     Forests,
@@ -198,8 +202,8 @@ class ModelManager(
         self, parent: Parent, spec: SpecLike = None, *, device: str | None = None, name: str | None = None
     ) -> JobRow:
         """Submits a retraining."""
-        given = checked(RetrainSpec, spec)
-        self._check_retraining(parent, given)
+        given = self.with_losses(parent, checked(RetrainSpec, spec))
+        self._check_retraining(parent, given, device)
         return self._submit(given, parent, device=device, name=name or model_name("dcae", "retrained"))
 
     def evaluate_model(self, model: Parent, spec: SpecLike = None, *, device: str | None = None) -> JobRow:
@@ -306,7 +310,7 @@ class ModelManager(
         row = self.get_model(parent)
         for each in rounds:
             self._check_pruning(row.id, each.prune)
-            self._check_retraining(row.id, each.retrain)
+            self._check_retraining(row.id, self.with_losses(row.id, each.retrain), device)
         for size in (scored.image_size, timed.image_size):
             self._check_size(row.id, size)
         chain: list[JobRow] = []
@@ -423,17 +427,6 @@ class ModelManager(
             self._check_size(parent, spec.calibration_size)
         if isinstance(parent, str):
             self.predict_pruning(parent, spec)
-
-    def _check_retraining(self, parent: Parent, spec: RetrainSpec) -> None:
-        self._check_size(parent, spec.image_size)
-        if isinstance(parent, str):
-            self._check_parts_and_goal(parent, spec)
-        if spec.perceptual_weight > 0:
-            from dcaecore.losses import lpips_status  # imports torch: only where it is asked for
-
-            available, reason = lpips_status()
-            if not available:
-                raise CoreError(f"The perceptual loss is off: {reason}.", code="no_lpips", legal=0.0)
 
     def _check_size(self, model: Parent, image_size: int) -> None:
         if isinstance(model, str):

@@ -14,7 +14,9 @@ from typing import Any
 import store.jobs as jobs
 from core.checks import SpecLike, changed, checked
 from core.curve_hints import Hint, curve_hints
+from core.devices import default_device
 from core.errors import CoreError
+from core.machine import check_machine
 from core.names import model_name
 from core.retrain_presets import phases, preset_values
 from core.schedules import with_steps
@@ -91,7 +93,7 @@ class Training:
     settings: Settings
     _submit: Callable[..., JobRow]
     _ensure_worker: Callable[[str], None]
-    _check_retraining: Callable[[str, RetrainSpec], None]
+    _check_size: Callable[[Any, int], None]
     retrain_model: Callable[..., JobRow]
     held_part: Callable[..., str]
 
@@ -100,6 +102,19 @@ class Training:
         if job.operation != "retrain":
             raise CoreError(f"{job.name} is no retraining.", code="operation", given=job.operation, legal="retrain")
         return job, RetrainSpec.model_validate(job.spec)
+
+    def _check_retraining(self, parent: str | Mapping[str, str], spec: RetrainSpec, device: str | None = None) -> None:
+        """What can be known before a retraining begins; raises ConfigError, CoreError, StoreError."""
+        self._check_size(parent, spec.image_size)
+        check_machine(spec, device or default_device(self.settings.device))
+        if isinstance(parent, str):
+            self._check_parts_and_goal(parent, spec)
+        if spec.perceptual_weight > 0:
+            from dcaecore.losses import lpips_status  # imports torch: only where it is asked for
+
+            available, reason = lpips_status()
+            if not available:
+                raise CoreError(f"The perceptual loss is off: {reason}.", code="no_lpips", legal=0.0)
 
     def _check_parts_and_goal(self, model_id: str, spec: RetrainSpec) -> None:
         """What a retraining holds and aims at must be there; raises ConfigError, CoreError, StoreError."""
@@ -182,7 +197,7 @@ class Training:
         values = checked(RetrainSpec, {**(preset_values(preset) if preset else {}), **dict(spec or {})})
         parts = phases(DCAEConfig.from_json(row.config), values, high_size)
         for part in parts:
-            self._check_retraining(row.id, part)
+            self._check_retraining(row.id, part, device)
         made: list[JobRow] = []
         for number, part in enumerate(parts, start=1):
             before = {"job": made[-1].id} if made else row.id
@@ -261,6 +276,6 @@ class Training:
                 f"{job.name} is {job.state}.", code="bad_state", given=job.state, legal=STANDING, next="Pause it first."
             )
         given = changed(self.remaining(job.id), **dict(spec or {}))
-        self._check_retraining(str(job.parent_model_id), given)
+        self._check_retraining(str(job.parent_model_id), given, job.device)
         branch = self.branch(job.id, at)
         return [branch, self.retrain_model({"job": branch.id}, given, device=job.device, name=name)]

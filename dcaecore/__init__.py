@@ -10,6 +10,7 @@ from typing import Any
 
 _PUBLIC: dict[str, tuple[str, ...]] = {
     "batches": ("Batch", "BatchStream", "ImageCache"),
+    "callbacks": ("NullCallbacks", "TrainCallbacks"),
     "checkpoint": ("LoadedModel", "load_model", "read_header", "save_model", "weights_digest"),
     "checkpoints": ("latest_checkpoint", "load_checkpoint", "save_checkpoint"),
     "config": ("CoderConfig", "DCAEConfig"),
@@ -17,16 +18,22 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "data": ("DataSource", "Frames", "Splits", "open_frames", "split_rows"),
     "distillation": ("Distillation", "DistillWeights"),
     "errors": ("CheckpointError", "ConfigError", "DataError", "DcaeError", "TrainingError"),
+    "image_losses": ("ImageLosses",),
     "layout": ("Layout", "Site", "in_flow", "sites"),
     "losses": ("ReconstructionLoss", "lpips_status"),
     "metrics": ("ImageScores", "evaluate_images", "latent_drift", "means", "median_scores", "score_psnr"),
+    "mixture": ("JoinedFrames", "joined_pinned"),
     "model": ("DCAE",),
     "perceptual": ("LEAST_MS_SSIM_SIDE", "perceptual_scores"),
     "pinned": ("PinnedImages", "pin", "to_uint8"),
     "pretrained": ("Pretrained", "from_pretrained"),
     "sample_data": ("SAMPLE_SETS", "ensure_sample_set", "write_sample_set"),
+    "sampling": ("Order", "RowOrder"),
     "schedules": ("SCHEDULES", "learning_rate", "schedule_warning"),
-    "trainer": ("NullCallbacks", "TrainCallbacks", "TrainResult", "TrainSettings", "train"),
+    "train_settings": ("TrainSettings",),
+    "shares": ("MixedOrder",),
+    "trainer": ("TrainResult", "train"),
+    "world": ("ALONE", "World", "joined"),
     "zoo": ("DEMO_FILE", "DEMO_VARIANT", "HUB_IDS", "VARIANTS", "find_variant"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

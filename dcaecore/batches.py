@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,8 +19,12 @@ from torch import Tensor
 
 from dcaecore.augment import Augment
 from dcaecore.data import Frames
-from dcaecore.errors import DataError
+from dcaecore.errors import ConfigError, DataError
 from dcaecore.images import foreground, to_square
+from dcaecore.sampling import Order, RowOrder
+
+if TYPE_CHECKING:
+    from dcaecore.mixture import JoinedFrames
 
 MEDIAN_FRAMES = 32
 MIN_MEDIAN_FRAMES = 16
@@ -36,6 +41,8 @@ class Batch:
     foreground_B1HW: Tensor
     """bool: pixels that move; all False where an episode has fewer than 16 frames."""
     row_ids: tuple[str, ...]
+    rows: tuple[int, ...] = ()
+    """Their indices in the source."""
     seen_BCHW: Tensor | None = None
     """What the model is given instead of `images_BCHW`, which it must rebuild; None where that is the same."""
 
@@ -43,7 +50,9 @@ class Batch:
 class ImageCache:
     """Decoded, padded, resized rows of a source, with each episode's median frame."""
 
-    def __init__(self, frames: Frames, image_size: int, *, cap_bytes: int = 2 << 30, resize_method: str = "bicubic") -> None:
+    def __init__(
+        self, frames: Frames | JoinedFrames, image_size: int, *, cap_bytes: int = 2 << 30, resize_method: str = "bicubic"
+    ) -> None:
         self.frames = frames
         self.image_size, self.resize_method = image_size, resize_method
         self._room = cap_bytes
@@ -91,9 +100,9 @@ def _to_tensor(images: list[np.ndarray]) -> Tensor:
 class BatchStream:
     """An endless, seekable stream of batches.
 
-    Epochs are permutations of the rows by (seed, epoch); step s of world w takes rows `[s * global_batch, ...)` of that sequence,
-    of which rank r takes its share. A broken row raises, or with `skip_broken` its place is taken by the next row of the order,
-    and it is counted in `skipped`.
+    Step s takes rows `[s * batch_size, ...)` of the sequence that `order` tells (None: a `RowOrder` by the seed), whatever the number
+    of processes (`world_size`): each `rank` takes its share of each of the `parts` that the batch is computed in. A broken row
+    raises, or with `skip_broken` its place is taken by the next row of the order, and it is counted in `skipped`.
     """
 
     def __init__(
@@ -108,10 +117,19 @@ class BatchStream:
         with_foreground: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        parts: int = 1,
         augment: Augment | None = None,
+        order: Order | None = None,
     ) -> None:
         if len(rows) == 0:
             raise DataError("There are no training images.", code="no_data", given=0)
+        if batch_size % (parts * world_size):
+            each = f" and {world_size} processes" if world_size > 1 else ""
+            raise ConfigError(
+                f"A batch of {batch_size} does not divide into {parts} parts{each}.",
+                given=parts * world_size,
+                legal=[n for n in range(1, batch_size + 1) if batch_size % n == 0],
+            )
         self.cache = cache
         self.rows = np.asarray(rows)
         self.batch_size = batch_size
@@ -119,54 +137,56 @@ class BatchStream:
         self.num_workers = num_workers
         self.skip_broken = skip_broken
         self.with_foreground = with_foreground
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.parts = rank, world_size, parts
+        part, share = batch_size // parts, batch_size // parts // world_size
+        self.places = [first + rank * share + i for first in range(0, batch_size, part) for i in range(share)]
+        """Which images of the whole batch are this rank's."""
         self.augment = augment if augment is not None and augment.any else None
         self.skipped: set[str] = set()
-        self._order = lru_cache(maxsize=4)(self._permutation)
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        self.order: Order = RowOrder(self.rows, seed) if order is None else order
 
     def rows_of(self, step: int) -> list[int]:
         """Row indices of a global step on this rank."""
-        share = self.batch_size // self.world_size
-        first = step * self.batch_size + self.rank * share
-        count = len(self.rows)
-        return [int(self._order(p // count)[p % count]) for p in range(first, first + share)]
+        return [self.order.row(step * self.batch_size + place) for place in self.places]
 
     def first_step(self, row_id: str) -> int:
         """The global step (from 0) that first brings a row to a world of one rank."""
         return self._first_steps[row_id]
 
+    @property
+    def brings_all_once(self) -> bool:
+        """Whether each row comes once in an epoch, which ends before any comes again."""
+        return self.order.weights is None
+
     @cached_property
     def _first_steps(self) -> dict[str, int]:
         ids = self.cache.frames.row_ids
-        return {ids[row]: place // self.batch_size for place, row in enumerate(self._order(0))}
+        return {ids[self.order.row(place)]: place // self.batch_size for place in range(len(self.rows))}
 
     def batch(self, step: int) -> Batch:
         """The batch of a global step (from 0)."""
-        images, seen, contents, foregrounds, ids = [], [], [], [], []
+        images, seen, contents, foregrounds, rows = [], [], [], [], []
         size = self.cache.image_size
-        share = self.batch_size // self.world_size
-        for place, wanted in enumerate(self.rows_of(step)):
+        for place, wanted in zip(self.places, self.rows_of(step), strict=True):
             row = self._readable(wanted, step, place)
             image, (top, bottom, left, right) = self.cache.row(row)
             content = np.zeros((size, size), dtype=bool)
             content[top:bottom, left:right] = True
             moving = self.cache.foreground(row) & content if self.with_foreground else np.zeros_like(content)
             if self.augment is not None:
-                drawn = self.augment(image, content, moving, seed=self.seed, step=step, place=self.rank * share + place)
+                drawn = self.augment(image, content, moving, seed=self.seed, step=step, place=place)
                 image, content, moving = drawn.target, drawn.content, drawn.moving
                 seen.append(drawn.seen)
             images.append(image)
             contents.append(content)
             foregrounds.append(moving)
-            ids.append(self.cache.frames.row_ids[row])
+            rows.append(row)
         x = _to_tensor(images)
         content_B1HW = torch.from_numpy(np.stack(contents)).unsqueeze(1)
         moving_B1HW = torch.from_numpy(np.stack(foregrounds)).unsqueeze(1)
         blurred = self.augment is not None and self.augment.blur > 0
-        return Batch(x, content_B1HW, moving_B1HW, tuple(ids), _to_tensor(seen) if blurred else None)
+        ids = tuple(self.cache.frames.row_ids[row] for row in rows)
+        return Batch(x, content_B1HW, moving_B1HW, ids, tuple(rows), _to_tensor(seen) if blurred else None)
 
     def _readable(self, row: int, step: int, place: int) -> int:
         for offset in range(len(self.rows)):
@@ -177,7 +197,7 @@ class BatchStream:
                 if not self.skip_broken:
                     raise
                 self.skipped.add(self.cache.frames.row_ids[row])
-                row = int(self._order(0)[(step * self.batch_size + place + offset + 1) % len(self.rows)])
+                row = self.order.spare(step * self.batch_size + place + offset + 1)
         raise DataError(
             "Every training image is broken.",
             code="no_data",

@@ -1,6 +1,6 @@
 """Training checkpoints: a folder that holds all that a run needs to go on bit for bit.
 
-    model.safetensors  ema.safetensors  best.safetensors  optimizer.safetensors  state.json  digest
+    model.safetensors  ema.safetensors  best.safetensors  optimizer.safetensors  images.safetensors  state.json  digest
 
 `digest` is written last: a folder without it, or whose digest does not fit, is not a checkpoint. A folder is written under a
 partial name and renamed, so the older checkpoint stays whole whatever happens.
@@ -24,6 +24,8 @@ from torch import Tensor
 from dcaecore.errors import CheckpointError
 
 FORMAT = 1
+PARTS = ("model", "ema", "best", "optimizer", "images")
+"""Files of tensors; one that would be empty is not there."""
 
 
 @dataclass
@@ -37,6 +39,8 @@ class TrainState:
     best: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     """`<parameter>:<moment>` -> tensor."""
+    images: dict[str, Tensor] = field(default_factory=dict)
+    """Figures of each training image: `dcaecore.image_losses`."""
     facts: dict[str, Any] = field(default_factory=dict)
     """JSON values: best figure and step, skipped rows, thread count."""
 
@@ -49,7 +53,7 @@ def save_checkpoint(folder: Path, state: TrainState) -> Path:
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     try:
-        for name in ("model", "ema", "best", "optimizer"):
+        for name in PARTS:
             tensors = {key: value.detach().cpu().contiguous() for key, value in getattr(state, name).items()}
             if tensors:
                 save_file(tensors, partial / f"{name}.safetensors")
@@ -87,10 +91,7 @@ def load_checkpoint(path: Path) -> TrainState:
             f"{path.name} was written by a newer version.", code="checkpoint_format", given=version, legal=f"formats 1 to {FORMAT}",
             next="Update Offshoot.",
         )  # fmt: skip
-    parts = {
-        name: load_file(path / f"{name}.safetensors") if (path / f"{name}.safetensors").exists() else {}
-        for name in ("model", "ema", "best", "optimizer")
-    }
+    parts = {name: load_file(path / f"{name}.safetensors") if (path / f"{name}.safetensors").exists() else {} for name in PARTS}
     return TrainState(step=facts.pop("step"), facts=facts, **parts)
 
 

@@ -7,7 +7,7 @@ arXiv 1503.02531).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -35,9 +35,14 @@ class DistillWeights:
 
 
 class Distillation:
-    """The terms of one teacher for one student. Raises ConfigError where their latents or stages differ in shape."""
+    """The terms of one teacher for one student; `mean` is over the processes that share a batch.
 
-    def __init__(self, teacher: DCAE, student: DCAE, weights: DistillWeights) -> None:
+    Raises ConfigError where their latents or stages differ in shape.
+    """
+
+    def __init__(
+        self, teacher: DCAE, student: DCAE, weights: DistillWeights, *, mean: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         a, b = teacher.config, student.config
         if (a.latent_channels, a.spatial_compression) != (b.latent_channels, b.spatial_compression):
             raise ConfigError(
@@ -49,7 +54,7 @@ class Distillation:
         if weights.features > 0 and (a.encoder.widths, a.decoder.widths) != (b.encoder.widths, b.decoder.widths):
             raise ConfigError("The teacher's stages have other widths: its features cannot be compared.", code="teacher")
         self.teacher = teacher.eval().requires_grad_(False)
-        self.student, self.weights = student, weights
+        self.student, self.weights, self.mean = student, weights, mean
         self.common = _common_channels(teacher, student) if weights.features > 0 else {}
 
     def __call__(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -64,24 +69,28 @@ class Distillation:
         if self.weights.output > 0 and y_teacher is not None:
             parts["distill_output"] = self.weights.output * (y.float() - y_teacher.float()).abs().mean()
         if self.weights.latent > 0:
-            parts["distill_latent"] = self.weights.latent * relative_error(z, z_teacher)
+            parts["distill_latent"] = self.weights.latent * self._error(z, z_teacher)
         if self.weights.features > 0:
             errors = []
             for name, (of_teacher, of_student) in self.common.items():
                 target = wanted[name].index_select(1, of_teacher.to(x_BCHW.device))
-                errors.append(relative_error(found[name].index_select(1, of_student.to(x_BCHW.device)), target))
+                errors.append(self._error(found[name].index_select(1, of_student.to(x_BCHW.device)), target))
             parts["distill_features"] = self.weights.features * torch.stack(errors).mean()
         return y, torch.stack(list(parts.values())).sum(), parts
+
+    def _error(self, found: Tensor, target: Tensor) -> Tensor:
+        return relative_error(found, target, self.mean)
 
     @property
     def _needs_decoder(self) -> bool:
         return self.weights.output > 0 or self.weights.features > 0
 
 
-def relative_error(found: Tensor, target: Tensor) -> Tensor:
-    """Mean square of the difference over the target's mean square."""
+def relative_error(found: Tensor, target: Tensor, mean: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Mean square of the difference over the target's mean square, the latter's `mean` over the processes that share the batch."""
     target = target.float()
-    return (found.float() - target).square().mean() / target.square().mean().clamp_min(_LEAST)
+    size = target.square().mean()
+    return (found.float() - target).square().mean() / (size if mean is None else mean(size)).clamp_min(_LEAST)
 
 
 def _stage_outputs(model: DCAE) -> dict[str, tuple[str, int]]:

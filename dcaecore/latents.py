@@ -20,7 +20,8 @@ CAP_BYTES = 1 << 30
 def pays(stream: BatchStream, total_steps: int, latent_bytes: int) -> bool:
     """Whether a training meets the same images again (augmented ones it does not), and the latents of all find room."""
     again = total_steps * stream.batch_size > len(stream.rows)
-    return again and stream.augment is None and stream.world_size == 1 and len(stream.rows) * latent_bytes <= CAP_BYTES
+    plain = stream.augment is None and stream.world_size == 1 and stream.brings_all_once
+    return again and plain and len(stream.rows) * latent_bytes <= CAP_BYTES
 
 
 class LatentCache:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,15 +46,23 @@ class ReconstructionLoss(nn.Module):
             self._lpips = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
 
     def forward(
-        self, output_BCHW: Tensor, target_BCHW: Tensor, content_B1HW: Tensor, foreground_B1HW: Tensor
+        self,
+        output_BCHW: Tensor,
+        target_BCHW: Tensor,
+        content_B1HW: Tensor,
+        foreground_B1HW: Tensor,
+        *,
+        mean: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total and its parts, as scalars that carry gradients."""
+        """The total and its parts, as scalars that carry gradients.
+
+        `mean` is over the processes that hold the rest of the batch: the mean of what it returns on each is the loss of the whole.
+        """
         difference = output_BCHW.float() - target_BCHW
-        # Padding counts like background (figures leave it out): a model that may put anything there shows it, and a world model sees it.
-        weight = torch.ones_like(content_B1HW, dtype=difference.dtype)
-        if self.foreground_weight != 1.0:
-            weight = weight * (1.0 + (self.foreground_weight - 1.0) * foreground_B1HW.to(difference.dtype))
+        weight = self._weight(content_B1HW, foreground_B1HW, difference.dtype)
         total_weight = weight.sum() * difference.shape[1]
+        if mean is not None and self.foreground_weight != 1.0:
+            total_weight = mean(total_weight)
         parts: dict[str, Tensor] = {}
         if "l1" in self.kind:
             parts["l1"] = (difference.abs() * weight).sum() / total_weight
@@ -64,3 +73,21 @@ class ReconstructionLoss(nn.Module):
             parts["lpips"] = self._lpips(output_BCHW.float(), target_BCHW).mean()
             loss = loss + self.perceptual_weight * parts["lpips"]
         return loss, parts
+
+    @torch.no_grad()
+    def each(self, output_BCHW: Tensor, target_BCHW: Tensor, content_B1HW: Tensor, foreground_B1HW: Tensor) -> Tensor:
+        """The pixel loss of each image alone, `(B,)`, without LPIPS."""
+        difference = output_BCHW.float() - target_BCHW
+        weight = self._weight(content_B1HW, foreground_B1HW, difference.dtype)
+        found = torch.zeros(len(difference), device=difference.device)
+        for name, values in (("l1", difference.abs()), ("mse", difference.square())):
+            if name in self.kind:
+                found += (values * weight).sum(dim=(1, 2, 3)) / (weight.sum(dim=(1, 2, 3)) * difference.shape[1])
+        return found
+
+    def _weight(self, content_B1HW: Tensor, foreground_B1HW: Tensor, dtype: torch.dtype) -> Tensor:
+        # Padding counts like background (figures leave it out): a model that may put anything there shows it, and a world model sees it.
+        weight = torch.ones_like(content_B1HW, dtype=dtype)
+        if self.foreground_weight != 1.0:
+            weight = weight * (1.0 + (self.foreground_weight - 1.0) * foreground_B1HW.to(dtype))
+        return weight

@@ -12,8 +12,6 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dcaecore.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -24,6 +22,7 @@ def split_masks_of_format_1(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, Any], prefix: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights and bool masks of a file of format 1. Raises CheckpointError where a mask is missing or does not fit."""
+    import numpy as np
     import torch
 
     state, masks = dict(tensors), {}

@@ -14,7 +14,8 @@ from dcaecore.schedules import learning_rate, schedule_warning  # noqa: E402
 from pages.ui.chain import line_chart, show_log  # noqa: E402
 from pages.ui.figures import headline, validate_and_save  # noqa: E402
 from pages.ui.forms import spec_form  # noqa: E402
-from pages.ui.images import image_list, left_out  # noqa: E402
+from pages.ui.images import image_list, left_out, weighted  # noqa: E402
+from pages.ui.mixing import share_chart, slice_table  # noqa: E402
 from pages.ui.training import checkpoint_list, image_preview, layer_table, reset_form, show_hints, steering  # noqa: E402
 
 
@@ -53,6 +54,8 @@ def watch(ref: str) -> None:
         checkpoint_list(manager, job)
     with st.expander("Layers"):
         layer_table(manager, job)
+    with st.expander("Validation by slice"):
+        slice_table(manager, job)
     with st.expander("Log"):
         show_log(manager, ref)
     if job.state == "done" and job.model_id:
@@ -109,10 +112,10 @@ values = spec_form(
 )
 image_preview(manager, values)
 reset_form(manager, row)
-image_list(manager, row, values["data"], values["image_size"])
-if left_out():
+image_list(manager, row, values["data"], values["image_size"], followed or (active.id if active else None))
+if left_out() or weighted():
     with guarded():
-        values["data"] = manager.without(values["data"], left_out())
+        values = manager.leave_out(manager.weighted(values, dict(weighted())), left_out())
 with guarded():
     steps_per_epoch, total = values["steps_per_epoch"], values["n_epochs"] * values["steps_per_epoch"]
     warmup = values["warmup_epochs"] * steps_per_epoch
@@ -134,6 +137,7 @@ with guarded():
     falls = ", before any fall where validation gains nothing" if values["lr_schedule_name"] == "plateau" else ""
     st.caption(f"The learning rate over the {total} steps of this training{falls}")
     st.echarts_chart(line_chart({"learning rate": (points, rates)}, "step"), height=180, key="lr-plot")
+    share_chart(manager, values)
     warning = schedule_warning(warmup_steps=warmup, total_steps=total, init_lr=values["init_lr"], warmup_lr=values["warmup_lr"])
     if warning:
         st.warning(warning)

@@ -54,14 +54,19 @@ def set_note(store: Store, ref: str, note: str) -> ModelRow:
     return get_model(store, model_id)
 
 
-def add_tag(store: Store, ref: str, tag: str) -> ModelRow:
-    """Put a word on a model; twice is once."""
-    model_id = resolve_model(store, ref)
+def checked_tag(tag: str) -> str:
+    """The tag without spaces around it; raises StoreError for what is none."""
     tag = tag.strip()
     if not tag or len(tag) > MAX_TAG_LENGTH or any(ord(letter) < 32 or letter == "," for letter in tag):
         raise StoreError(
             "That is no usable tag.", given=tag, legal=f"1 to {MAX_TAG_LENGTH} characters without commas or line breaks"
         )
+    return tag
+
+
+def add_tag(store: Store, ref: str, tag: str) -> ModelRow:
+    """Put a word on a model; twice is once."""
+    model_id, tag = resolve_model(store, ref), checked_tag(tag)
     with store.write() as session:
         execute(session, "INSERT OR IGNORE INTO tag (model, tag) VALUES (?, ?)", (model_id, tag))
     return get_model(store, model_id)

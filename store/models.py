@@ -91,6 +91,16 @@ class Tag(SQLModel, table=True):
     tag: str = Field(primary_key=True, index=True)
 
 
+class ImageTag(SQLModel, table=True):
+    """A word on an image of a data set: `source` names the set, `row` is the row id in it."""
+
+    __tablename__ = "image_tag"
+    __table_args__ = WITHOUT_ROWID
+    source: str = Field(primary_key=True)
+    row: str = Field(primary_key=True)
+    tag: str = Field(primary_key=True)
+
+
 class Job(SQLModel, table=True):
     """A job and all that pages, workers and terminals say to each other about it.
 

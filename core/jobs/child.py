@@ -18,6 +18,7 @@ import store as st
 import store.jobs as jobs
 from core import operations
 from core.errors import as_error
+from core.jobs.ranks import become_torchrun
 from core.operations.context import Cancelled, Context, Paused
 from core.settings import Settings
 from core.specs import SPECS
@@ -39,7 +40,8 @@ class _LogHandler(logging.Handler):
 
 
 def main(settings_json: str, job_id: str) -> None:
-    """The child's whole life: what belongs to a process of our own, then the job."""
+    """The child's whole life: what belongs to a process of our own, then the job; or it becomes `torchrun`."""
+    become_torchrun(settings_json, job_id)
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

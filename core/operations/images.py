@@ -1,15 +1,16 @@
-"""From a data spec to opened, cached, pinned images; shared by retrain and evaluate."""
+"""From a data spec to opened, cached, pinned images; shared by the operations."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from core.augmentations import source_of
-from core.operations.context import Context
+from core.settings import Settings
 from core.specs import DataSpec
-from dcaecore import Frames, ImageCache, open_frames, split_rows
+from dcaecore import Frames, ImageCache, JoinedFrames, open_frames, split_rows
 
 
 @dataclass
@@ -20,11 +21,22 @@ class Part:
     rows: np.ndarray
 
     @property
-    def frames(self) -> Frames:
+    def frames(self) -> Frames | JoinedFrames:
         return self.cache.frames
 
 
-def open_parts(data: DataSpec, image_size: int, context: Context, *names: str, resize_method: str = "bicubic") -> list[Part]:
+class Place(Protocol):
+    """Where images are opened: a job's context, or a rank's."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    def progress(self, fraction: float, message: str = "", eta_s: float | None = None, *, force: bool = False) -> None: ...
+
+    def log(self, level: str, message: str) -> None: ...
+
+
+def open_parts(data: DataSpec, image_size: int, context: Place, *names: str, resize_method: str = "bicubic") -> list[Part]:
     """The named parts (`train`, `validation`, `test`) at a size. A second location serves validation and test where it is given."""
     folder = context.settings.data_folder
     context.progress(0.0, "opening images", force=True)

@@ -165,6 +165,8 @@ def _again(context: Context, scratch: Store, row: ModelRow, made: dict[str, str]
             raise CoreError(f"{row.name} was made by “{operation}”, which cannot be run again.", code="unknown_operation",
                             given=operation, legal=sorted(SPECS))  # fmt: skip
         _teacher(context.store, scratch, row, values, made, notes)
+        _one_process(values, notes)
+        _losses(context.store, scratch, values)
         spec = SPECS[operation].model_validate(values).model_dump(mode="json")
         parent = made[row.parent_id] if row.parent_id is not None else None
         job = jobs.submit(scratch, operation, spec, parent=parent, device=context.device, name=f"again {row.id}")
@@ -173,6 +175,20 @@ def _again(context: Context, scratch: Store, row: ModelRow, made: dict[str, str]
         if jobs.get_job(scratch, job).state not in ("queued",):
             jobs.resume(scratch, job)
     return _perform(context, scratch, place)
+
+
+def _one_process(values: dict[str, Any], notes: list[str]) -> None:
+    """What several processes trained is run again in this one: the same images in each step, other last bits."""
+    if values.get("processes", 1) > 1:
+        notes.append(f"{values['processes']} processes trained it; it was run again in one, so the last bits differ.")
+        values["processes"] = 1
+
+
+def _losses(store: Store, scratch: Store, values: dict[str, Any]) -> None:
+    """The inspection that images were drawn by is of the record: it is no model, and was not made by the chain."""
+    digest = values.get("loss_table")
+    if digest and store.blobs.exists(digest):
+        scratch.blobs.put_bytes(store.blobs.read(digest))
 
 
 def _perform(context: Context, scratch: Store, place: _Place) -> JobRow:

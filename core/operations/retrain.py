@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,46 +15,55 @@ import torch
 from PIL import Image
 
 import store.jobs as jobs
-from core.augmentations import augment_of
 from core.errors import CoreError
+from core.image_losses import write_losses
 from core.names import model_name
 from core.operations.context import Cancelled, Context, Outcome, Paused
 from core.operations.goal import goal_value
-from core.operations.images import open_parts
 from core.operations.memory import memory_told
 from core.operations.models import Loaded, load, new_model
+from core.operations.ranks import loss_table, rank_device, tell
+from core.operations.training_images import slice_figures, training_images
+from core.operations.training_settings import train_settings
 from core.specs import RetrainSpec
 from dcaecore import (
-    BatchStream,
+    ImageLosses,
     ImageScores,
     PinnedImages,
     TrainSettings,
+    World,
+    joined,
     latest_checkpoint,
-    pin,
     schedule_warning,
     train,
 )
 from store import ModelRow, Store, baseline_of, checkpoints, get_model
 
 DATASET_NAME = "dataset.json"
-SETTINGS = {field.name for field in dataclasses.fields(TrainSettings)}
-
-
-def train_settings(spec: RetrainSpec) -> TrainSettings:
-    """The spec's training part."""
-    values = {name: value for name, value in spec.model_dump().items() if name in SETTINGS}
-    return TrainSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 class JobCallbacks:
     """Reports a training to the store, and asks the store what to do."""
 
-    def __init__(self, context: Context, settings: TrainSettings, pinned: PinnedImages, num_images: int) -> None:
+    def __init__(
+        self,
+        context: Context,
+        settings: TrainSettings,
+        pinned: PinnedImages,
+        num_images: int,
+        row_ids: Sequence[str] = (),
+        slices: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         self.context, self.settings, self.pinned, self.num_images = context, settings, pinned, num_images
+        self.row_ids = row_ids
+        """Names of all rows of the source; without them no losses of single images are written."""
+        self.slices = slices or {}
+        """Places of the pinned images of each slice, by its name."""
         self.started, self.first_step = time.monotonic(), 0
         self.polls = 0
         """One before each step of this attempt, so they count the steps begun: reports may come a step late."""
         self.figures: dict[str, float] = {}
+        self.slice_figures: dict[str, float] = {}
 
     def poll(self) -> Literal["run", "pause", "cancel", "checkpoint"]:
         steps_done = self.first_step + self.polls
@@ -77,7 +87,9 @@ class JobCallbacks:
         self.figures = scores.means
         if step == 0:
             self.started = time.monotonic()  # the time left is told from steps, not from opening images
-        self.context.metrics.log(step, {f"val_{name}": value for name, value in scores.means.items()})
+        sliced = slice_figures(scores.per_image, self.slices)
+        self.slice_figures = sliced
+        self.context.metrics.log(step, {f"val_{name}": value for name, value in {**scores.means, **sliced}.items()})
         figures = ", ".join(f"{name} {value:.4g}" for name, value in scores.means.items())
         self.context.log("info", f"validation at step {step}: {figures}")
         folder = self.context.folder / "images"
@@ -90,6 +102,10 @@ class JobCallbacks:
 
     def on_layers(self, step: int, figures: dict[str, float]) -> None:
         self.context.metrics.log(step, figures)
+
+    def on_image_losses(self, step: int, losses: ImageLosses) -> None:
+        if step > 0 and self.row_ids:
+            write_losses(self.context.folder, self.row_ids, losses.arrays)
 
     def on_checkpoint(self, path: Path, step: int, why: str) -> None:
         checkpoints.record(self.context.store, self.context.job.id, step, path, why, self.figures)
@@ -150,8 +166,18 @@ def _same_images(context: Context, dataset: dict[str, Any], resumed: bool) -> No
 
 def run(spec: RetrainSpec, context: Context) -> Outcome:
     """Trains the parent; goes on from the job's newest checkpoint where there is one."""
+    with joined(rank_device(context.device)) as world:
+        return _train(spec, context, world)
+
+
+def _train(spec: RetrainSpec, context: Context, world: World) -> Outcome:
     if context.job.parent_model_id is None:
         raise CoreError("Retraining needs a parent model.", code="no_parent")
+    if spec.processes != world.size:
+        raise CoreError(
+            f"{spec.processes} processes are asked for, and there are {world.size}.", code="devices", given=spec.processes,
+            legal=world.size,
+        )  # fmt: skip
     parent = load(context.store, context.job.parent_model_id)
     parent.model.config.check_image_size(spec.image_size, spec.image_size)
     settings = train_settings(spec)
@@ -164,28 +190,15 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
     if warning:
         context.log("warning", warning)
     teacher = _teacher(spec, context, parent)
-    trained, validation = open_parts(spec.data, spec.image_size, context, "train", "validation", resize_method=spec.resize_method)
-    pinned = pin(validation.cache, validation.rows, spec.val_steps, skip_broken=spec.data.skip_broken)
-    context.log("info", f"Validating on {len(pinned)} images.")
-    if pinned.foreground_reason:
-        context.log("info", f"No foreground figures: {pinned.foreground_reason}.")
-    settings = dataclasses.replace(settings, stop_value=goal_value(spec, context, pinned))
-    stream = BatchStream(
-        trained.cache,
-        trained.rows,
-        batch_size=spec.batch_size,
-        seed=spec.seed,
-        num_workers=spec.num_workers,
-        skip_broken=spec.data.skip_broken,
-        with_foreground=spec.foreground_weight != 1.0,
-        augment=augment_of(spec),
-    )
-    if stream.with_foreground and trained.frames.episodes is None:
-        context.log("warning", "The images have no episodes, so nothing tells what moves: foreground_weight has no effect.")
+    tell(world, spec, context.store, parent.row, None if teacher is None else teacher.row)
+    losses = loss_table(spec, context.store)
+    images = world.first(lambda: training_images(spec, context, world, losses))
+    trained = images.part
+    settings = dataclasses.replace(settings, stop_value=goal_value(spec, context, images.pinned))
     dataset = {**trained.frames.identity(trained.rows), "image_size": spec.image_size, "seed": spec.seed}
     if spec.resize_method != "bicubic":
         dataset["resize_method"] = spec.resize_method
-    callbacks = JobCallbacks(context, settings, pinned, spec.num_save_images)
+    callbacks = JobCallbacks(context, settings, images.pinned, spec.num_save_images, trained.frames.row_ids, images.slices)
     folder = context.folder / "checkpoints"
     resume = latest_checkpoint(folder)
     if resume is not None:
@@ -199,20 +212,21 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
         result = train(
             parent.model,
             settings,
-            stream,
-            pinned,
+            images.stream,
+            images.pinned,
             masks=parent.masks,
             callbacks=callbacks,
             folder=folder,
             resume_from=resume,
             device=context.device,
             teacher=None if teacher is None else teacher.model,
+            world=world,
         )
     if result.status == "released":
         raise Paused
     if result.status == "cancelled":
         raise Cancelled
-    skipped = tuple(sorted({*result.skipped_rows, *pinned.skipped}))
+    skipped = tuple(sorted({*result.skipped_rows, *images.pinned.skipped}))
     if skipped:
         context.log("warning", f"{len(skipped)} broken images were skipped: {', '.join(skipped[:5])}")
     made = new_model(
@@ -238,11 +252,15 @@ def run(spec: RetrainSpec, context: Context) -> Outcome:
             "best_step": result.best_step,
             "best_value": result.best_value,
             "validation": callbacks.figures,
+            "slices": callbacks.slice_figures,
             "last_learning_rate": settings.rate(max(0, result.steps - 1)),
             "skipped_rows": list(skipped),
             "step_s": (time.monotonic() - started) / max(1, steps),
             "device": context.device,
             "threads": torch.get_num_threads(),
+            "processes": world.size,
             "warning": warning,
+            # What is named so is kept for as long as this job is.
+            **({"loss_table_digest": spec.loss_table} if spec.loss_table else {}),
         },
     )

@@ -28,6 +28,11 @@ class RetrainSpec(Spec):
         1, "Parts that a batch is divided into, one after the other: less memory for the same batch. Each part weighs alike.",
         group="Basic", ge=1, le=4096, advanced=True,
     )  # fmt: skip
+    processes: int = spec_field(
+        1, "Processes that train together, each on a device of its own (the job's GPU and those after it; on the CPU they share its "
+        "cores): each takes its share of every batch. More than one needs torchrun, which comes with torch.",
+        group="Basic", ge=1, le=64, identity=False, advanced=True,
+    )  # fmt: skip
     recompute: bool = spec_field(
         False, "Compute activations again in the backward pass instead of keeping them: less memory, about a third slower, the same "
         "bits.", group="Basic", identity=False, advanced=True,
@@ -132,6 +137,39 @@ class RetrainSpec(Spec):
     resize_method: Literal["bicubic", "lanczos", "bilinear", "box", "nearest"] = spec_field(
         "bicubic", "How images are resized, those of validation too.", group="Data", advanced=True
     )
+    more_data: tuple[DataSpec, ...] = spec_field(
+        (), "Further data sets that train together with the first; each has a share of every batch. Rows are named set:row, sets from 1.",
+        group="Data", advanced=True, max_length=15,
+    )  # fmt: skip
+    data_weights: tuple[float, ...] = spec_field(
+        (),
+        "Shares of the data sets in a batch, one number a set; none given: by their training images.",
+        group="Data",
+        advanced=True,
+    )
+    data_weights_end: tuple[float, ...] = spec_field(
+        (), "Shares at the last step, reached in a straight line over the training (a curriculum); none given: they stay.",
+        group="Data", advanced=True,
+    )  # fmt: skip
+    data_temperature: float = spec_field(
+        1.0, "Evens the shares out: each is taken to the power of 1 over this.", group="Data", gt=0.0, le=100.0, advanced=True
+    )
+    draw_by: Literal["alike", "contrast", "loss"] = spec_field(
+        "alike", "Draw images with more contrast more often, or those that the parent rebuilds worst (by its newest inspection).",
+        group="Data", advanced=True,
+    )  # fmt: skip
+    draw_power: float = spec_field(
+        1.0, "How strongly: contrast or squared error over its mean, to this power (between 1/20 and 20).", group="Data", ge=0.1, le=4.0,
+        advanced=True, when={"draw_by": ["contrast", "loss"]},
+    )  # fmt: skip
+    loss_table: str = spec_field(
+        "", "The inspection that tells the losses, by its table's digest; empty: the newest of the parent.", group="Data",
+        advanced=True, when={"draw_by": ["loss"]},
+    )  # fmt: skip
+    row_weights: tuple[tuple[str, float], ...] = spec_field(
+        (), "Training images that are drawn more or less often than the others, as [row id, how many times as often] each.",
+        group="Data", advanced=True,
+    )  # fmt: skip
     augment_flip: float = spec_field(0.0, "Chance of a mirror image.", group="Augmentation", ge=0.0, le=1.0, advanced=True)
     augment_crop: float = spec_field(
         0.0, "Largest share of the side that a random crop cuts away; the rest fills the square.", group="Augmentation",
@@ -211,12 +249,56 @@ class RetrainSpec(Spec):
             raise ValueError(f"betas must lie in [0, 1), not {value}")
         return value
 
+    @field_validator("row_weights")
+    @classmethod
+    def _row_weights(cls, value: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
+        for row, weight in value:
+            if not 0.01 <= weight <= 100.0:
+                raise ValueError(f"a row is drawn 0.01 to 100 times as often as others, not {weight} times ({row})")
+        if len(dict(value)) < len(value):
+            raise ValueError("a row has one weight")
+        return tuple(sorted(value))
+
+    @model_validator(mode="after")
+    def _mixed(self) -> RetrainSpec:
+        count = 1 + len(self.more_data)
+        for name in ("data_weights", "data_weights_end"):
+            given = getattr(self, name)
+            if given and (len(given) != count or min(given) < 0 or max(given) == 0):
+                raise ValueError(
+                    f"{name} holds one number for each of the {count} data sets, none below 0 and one above, not {given}"
+                )
+        if not self.more_data and (self.data_weights or self.data_weights_end or self.data_temperature != 1.0):
+            raise ValueError("data_weights, data_weights_end and data_temperature would have no effect: there is one data set")
+        if self.data_weights_end and not self.data_weights:
+            raise ValueError("data_weights_end goes with data_weights: where the shares begin")
+        if len({data.skip_broken for data in self.data_sets}) > 1:
+            raise ValueError("skip_broken is set for all data sets or for none")
+        return self
+
+    @property
+    def data_sets(self) -> tuple[DataSpec, ...]:
+        """The first data set and the further ones."""
+        return (self.data, *self.more_data)
+
+    @model_validator(mode="after")
+    def _not_denied(self) -> RetrainSpec:
+        several = bool(self.more_data)
+        denied = {f"{i}:{row}" if several else row for i, data in enumerate(self.data_sets, start=1) for row in data.deny_rows}
+        both = sorted(dict(self.row_weights).keys() & denied)
+        if both:
+            raise ValueError(f"row {both[0]} cannot be left out and have a weight")
+        return self
+
     @model_validator(mode="after")
     def _divides(self) -> RetrainSpec:
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"accumulation_steps must divide batch_size {self.batch_size}, and {self.accumulation_steps} does not"
             )
+        if self.batch_size % (self.accumulation_steps * self.processes):
+            parts = f" in {self.accumulation_steps} parts" if self.accumulation_steps > 1 else ""
+            raise ValueError(f"processes must divide batch_size {self.batch_size}{parts}, and {self.processes} does not")
         return self
 
     @model_validator(mode="after")

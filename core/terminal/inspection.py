@@ -1,4 +1,4 @@
-"""`python -m core inspect`: single images on a terminal."""
+"""`python -m core inspect`, `image-losses`, `tag-images`, `slices`: single images on a terminal, and groups of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from core.errors import CoreError
+from core.image_losses import LOSS_ORDERS, tagged
 from core.inspection import ORDERS
 from core.specs import InspectSpec
 from core.terminal import output
@@ -15,8 +17,11 @@ from core.terminal.options import spec_values, with_options
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the verb of this module."""
+    """Adds the verbs of this module."""
     app.command("inspect")(with_options(inspect, InspectSpec))
+    app.command("image-losses")(image_losses)
+    app.command("tag-images")(tag_images)
+    app.command("slices")(slices)
 
 
 def inspect(
@@ -49,3 +54,68 @@ def inspect(
         shown.add_row(image["row"], f"{image['psnr_db']:.2f}", change, image["nearly_equals"])
     output.console.print(shown)
     output.console.print(f"{len(table.row_ids)} images; {len(table.broken)} broken.", highlight=False)
+
+
+def image_losses(
+    job: Annotated[str, typer.Argument(help="A retraining's id.")],
+    order: Annotated[str, typer.Option(help=f"How images are listed: {', '.join(LOSS_ORDERS)}.")] = "worst",
+    containing: Annotated[str, typer.Option(help="Only images with this text in their row id or tags.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="Images listed.")] = 20,
+) -> None:
+    """How each training image fared in a retraining, while it runs or afterwards: first, last and mean loss, and when it was drawn."""
+    from core.terminal.app import state
+
+    manager = state.manager()
+    table = manager.image_losses(job)
+    found = [] if table is None else table.rows(order)  # type: ignore[arg-type]
+    rows = tagged(found, manager.training_tags(manager.job(job).spec), containing, limit)
+    if state.json:
+        output.emit({"num_images": 0 if table is None else len(table.row_ids), "images": rows})
+        return
+    if table is None:
+        output.console.print("No image was drawn before its last validation.", highlight=False)
+        return
+    shown = Table("row", "mean loss", "last loss", "first loss", "last drawn at step", "times drawn", "tags", header_style="bold")
+    for image in rows:
+        losses = (f"{image[f'{name}_loss']:.4f}" for name in ("mean", "last", "first"))
+        shown.add_row(image["row"], *losses, str(image["step"]), str(image["count"]), image["tags"])
+    output.console.print(shown)
+    output.console.print(f"{len(table.row_ids)} images were drawn.", highlight=False)
+
+
+def tag_images(
+    job: Annotated[str, typer.Argument(help="A retraining's id: the rows are of its images.")],
+    rows: Annotated[list[str], typer.Argument(help="Row ids, as image-losses lists them.")],
+    tag: Annotated[str, typer.Option(help="The word.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take it off.")] = False,
+) -> None:
+    """Put a word on images of a data set: it stays with them in every list, whatever the model."""
+    from core.terminal.app import state
+
+    manager = state.manager()
+    spec, table = manager.job(job).spec, manager.image_losses(job)
+    unknown = sorted(set(rows) - set(() if table is None else table.row_ids))
+    if unknown:
+        raise CoreError(
+            f"The training has drawn no row {unknown[0]!r}.", code="row", given=unknown[:5], legal="rows of image-losses"
+        )
+    manager.tag_training(spec, rows, tag, remove=remove)
+    told = {row: list(words) for row, words in manager.training_tags(spec).items() if row in rows}
+    if state.json:
+        output.emit(told)
+    else:
+        output.console.print(f"{len(rows)} images {'without' if remove else 'with'} the tag {tag!r}.", highlight=False)
+
+
+def slices(job: Annotated[str, typer.Argument(help="A retraining's id.")]) -> None:
+    """The last validation of a retraining by slice: thirds of the images by contrast, and each data set where there are several."""
+    from core.terminal.app import state
+
+    found = state.manager().slice_table(job)
+    if state.json:
+        output.emit(found)
+        return
+    shown = Table("slice", "PSNR (dB)", "loss", header_style="bold")
+    for row in found:
+        shown.add_row(row["slice"], f"{row['psnr_db']:.2f}", f"{row['loss']:.4f}")
+    output.console.print(shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import streamlit as st
@@ -49,6 +50,9 @@ def spec_form(
             with box:
                 if spec.model_fields[name].annotation is DataSpec:
                     found[name] = data_form(start[name], f"{key}-{name}", per_row=per_row)
+                    continue
+                if spec.model_fields[name].annotation == tuple[DataSpec, ...]:
+                    found[name] = _data_forms(start[name], f"{key}-{name}", spec.model_fields[name].description, per_row=per_row)
                     continue
                 columns = columns or st.columns(per_row)
             with columns[place % per_row]:
@@ -115,6 +119,13 @@ def _widget(spec: type[Spec], name: str, value: Any, key: str) -> Any:
     except ValueError:
         st.caption(f":red[{label}: not valid JSON]")
         return written  # which the spec refuses, by its name
+
+
+def _data_forms(values: Sequence[dict[str, Any]], key: str, text: str | None, *, per_row: int) -> tuple[dict[str, Any], ...]:
+    """As many further data sets as asked for."""
+    count = st.number_input("further data sets", 0, 15, len(values), help=text, key=f"{key}-count", width=200)
+    starts = [*values, *[DataSpec().model_dump()] * 15]
+    return tuple(data_form(starts[place], f"{key}-{place}", per_row=per_row) for place in range(int(count)))
 
 
 def data_form(value: dict[str, Any], key: str, *, per_row: int = 3) -> dict[str, Any]:

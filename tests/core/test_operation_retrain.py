@@ -9,7 +9,7 @@ from PIL import Image
 import store as st
 from core.operations.context import Context
 from core.operations.models import load
-from core.operations.retrain import train_settings
+from core.operations.training_settings import train_settings
 from core.specs import RetrainSpec
 from dcaecore import DCAE, VARIANTS
 from tests.core.in_process import InProcess
@@ -163,6 +163,15 @@ def test_every_training_field_reaches_the_loop():
         "val_steps",
         "num_save_images",
         "num_workers",
+        "processes",
+        "row_weights",
+        "more_data",
+        "data_weights",
+        "data_weights_end",
+        "data_temperature",
+        "draw_by",
+        "draw_power",
+        "loss_table",
         "teacher",
         "resize_method",
         "good_as",

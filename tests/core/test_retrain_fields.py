@@ -40,7 +40,8 @@ WEIGHTS: dict[str, Any] = {
     "lr_schedule_name": "constant", "warmup_epochs": 1, "min_lr": 5e-3, "reconstruction_loss": "mse", "foreground_weight": 21.0,
     "frozen_part": "encoder", "frozen_stages": ["decoder.conv_out"], "resize_method": "nearest", "augment_flip": 1.0,
     "augment_crop": 0.5, "augment_scale": 0.5, "augment_rotate": 20.0, "augment_shift": 0.3, "augment_jitter": 0.5,
-    "augment_blur": 4.0, "max_seconds": 1e-6, "good_as": "other", "accumulation_steps": 2,
+    "augment_blur": 4.0, "row_weights": [[f"{row:08d}", 20.0] for row in range(0, 120, 9)],
+    "more_data": [{"split_seed": 1}], "draw_by": "contrast", "max_seconds": 1e-6, "good_as": "other", "accumulation_steps": 2,
 }  # fmt: skip
 """Fields whose change must change the trained weights (the value to set)."""
 
@@ -56,6 +57,10 @@ TOGETHER: dict[str, tuple[dict[str, Any], Any]] = {
     "patience": ({"lr_schedule_name": "plateau", "lr_patience": 50, "n_epochs": 4, "min_gain": 100.0}, 1),
     "lr_patience": ({"lr_schedule_name": "plateau", "n_epochs": 5, "min_gain": 100.0}, 0),
     "min_gain": ({"lr_schedule_name": "plateau", "n_epochs": 5}, 100.0),
+    "data_weights": ({"more_data": [{"split_seed": 1}]}, [3.0, 1.0]),
+    "data_weights_end": ({"more_data": [{"split_seed": 1}], "data_weights": [1.0, 1.0]}, [0.0, 1.0]),
+    "data_temperature": ({"more_data": [{"split_seed": 1}], "data_weights": [9.0, 1.0], "batch_size": 4}, 50.0),
+    "draw_power": ({"draw_by": "contrast"}, 4.0),
     "lr_step_epochs": ({"lr_schedule_name": "step", "n_epochs": 3}, 2),
 }
 """Fields that apply only beside others: (the others, the value)."""
@@ -131,9 +136,10 @@ SEEN: dict[str, tuple[Any, Callable[[Bench, Any], Any]]] = {
 }
 """Fields that are seen in the job's record: (the value to set, what is looked at)."""
 
-ELSEWHERE = {"keep", "batchnorm", "perceptual_weight", "recompute", "compile_model", "layer_stats"}
+ELSEWHERE = {"keep", "batchnorm", "perceptual_weight", "recompute", "compile_model", "layer_stats", "processes", "loss_table"}
 """Fields with a test of their own below; what perceptual_weight adds to the loss: tests/dcaecore/test_trainer.py;
-recompute and compile_model: tests/dcaecore/test_step_settings.py; layer_stats: tests/core/test_layers.py."""
+recompute and compile_model: tests/dcaecore/test_step_settings.py; layer_stats: tests/core/test_layers.py;
+processes: tests/core/test_ranks.py; loss_table: tests/core/test_mixing.py."""
 
 DEFAULTS: dict[str, Any] = {
     "n_epochs": 1, "steps_per_epoch": 100, "init_lr": 1e-4, "warmup_epochs": 5, "warmup_lr": 1e-6, "lr_schedule_name": "cosine",

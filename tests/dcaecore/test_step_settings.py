@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dcaecore import ConfigError, train
+from dcaecore import ConfigError, latest_checkpoint, train
 from tests.dcaecore.test_trainer import QUICK, Recorder, cache, parts, pinned, stream, tiny  # noqa: F401 - fixtures
 
 
@@ -46,8 +46,39 @@ def test_activations_computed_again_give_the_same_bits_and_leave_the_model_as_it
 
 # torch's own compiler imports what torch has deprecated.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_compiled_model_trains_to_nearly_the_same_weights(stream, pinned):  # noqa: F811
-    settings = replace(QUICK, n_epochs=1, optimizer_name="sgd", momentum=0.0)
+def test_a_compiled_model_trains_to_nearly_the_same_weights_and_resumes_to_the_same_bits(stream, pinned, tmp_path):  # noqa: F811
+    settings = replace(QUICK, n_epochs=1, optimizer_name="sgd", momentum=0.9)
     one = train(tiny(), settings, stream, pinned)
-    two = train(tiny(), replace(settings, compile_model=True), stream, pinned)
+    compiled = replace(settings, compile_model=True)
+    two = train(tiny(), compiled, stream, pinned)
     assert list(one.state) == list(two.state) and largest_difference(one.state, two.state) < 1e-5
+    stopped = train(tiny(), compiled, stream, pinned, folder=tmp_path, callbacks=Recorder({1: "cancel"}))
+    resumed = train(tiny(1), compiled, stream, pinned, folder=tmp_path, resume_from=latest_checkpoint(tmp_path))
+    assert stopped.steps == 1 and resumed.steps == 2
+    assert all(torch.equal(value, resumed.state[name]) for name, value in two.state.items())
+
+
+@pytest.mark.parametrize(
+    ("device", "missing", "words"),
+    [
+        ("cpu", "compiler", "no compiler 'nowhere-to-be-found'"),
+        ("cpu", "headers", "Python.h"),
+        ("cuda:0", "triton", "`triton` is not installed"),
+        ("cuda:0", "compiler", "no compiler 'nowhere-to-be-found'"),
+    ],
+)
+def test_without_a_compiler_it_is_refused_before_anything_runs(monkeypatch, device, missing, words, stream, pinned):  # noqa: F811
+    import dcaecore.compiling as compiling
+
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None if "nowhere" in name else f"/bin/{name}")
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None if missing == name else object())
+    monkeypatch.setattr(compiling.Path, "exists", lambda self: missing != "headers")
+    if missing == "compiler":
+        for name in ("CC", "CXX"):
+            monkeypatch.setenv(name, "nowhere-to-be-found")
+    with pytest.raises(ConfigError, match=words) as caught:
+        compiling.check_compiler(device)
+    assert caught.value.code == "no_compiler"
+    if device == "cpu":
+        with pytest.raises(ConfigError, match=words):
+            train(tiny(), replace(QUICK, compile_model=True), stream, pinned)

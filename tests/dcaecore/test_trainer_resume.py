@@ -185,7 +185,8 @@ def test_what_a_checkpoint_holds(saved):
     assert names == ["step_00000003", "step_00000006"]
     newest = latest_checkpoint(saved)
     assert sorted(path.name for path in newest.iterdir()) == [
-        "best.safetensors", "digest", "ema.safetensors", "model.safetensors", "optimizer.safetensors", "state.json",
+        "best.safetensors", "digest", "ema.safetensors", "images.safetensors", "model.safetensors", "optimizer.safetensors",
+        "state.json",
     ]  # fmt: skip
     facts = json.loads((newest / "state.json").read_text())
     assert facts["format"] == 1 and facts["step"] == facts["next_batch"] == 6 and facts["threads"] == torch.get_num_threads()

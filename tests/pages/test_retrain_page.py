@@ -62,3 +62,65 @@ def test_a_training_is_steered_branched_and_continued_from_the_page(settings, ma
     job = manager.retrain_model(tiny.id, FIELDS)
     said = drive(settings, job.id, script=STEER)
     assert "RAN 3" in said and "BRANCH retrained" in said and "ONWARD 0.0005 1 paused 0" in said
+
+
+IMAGES = """
+import sys
+from streamlit.testing.v1 import AppTest
+from core.model_manager import ModelManager
+manager = ModelManager()
+job = manager.job(sys.argv[1])
+app = AppTest.from_file("Home.py", default_timeout=60)
+app.switch_page("pages/3_Retrain.py")
+app.query_params["model"] = job.model_id
+app.query_params["job"] = job.id
+table = manager.image_losses(job.id)
+worst = [row["row"] for row in table.rows("worst", limit=2)]
+app.query_params["without"] = worst[0]
+app.query_params["weights"] = worst[1] + ":4"
+app.run()
+assert not app.exception, app.exception[0].stack_trace
+next(b for b in app.button if b.label == "Retrain").click().run()
+assert not app.exception and not app.error, (app.exception, [e.value for e in app.error])
+made = next(j for j in manager.jobs() if j.operation == "retrain" and j.id != job.id)
+assert list(made.spec["data"]["deny_rows"]) == [worst[0]] and made.spec["row_weights"] == [[worst[1], 4.0]], made.spec
+print("SLICES", [row["slice"] for row in manager.slice_table(job.id)])
+app = AppTest.from_string(sys.argv[2], default_timeout=60)
+app.query_params["job"] = job.id
+app.run()
+def click(start):
+    assert not app.exception, app.exception[0].stack_trace
+    next(b for b in app.button if b.label.startswith(start)).click().run()
+click("Draw 2 so often")
+assert app.query_params["weights"] == [",".join(f"{row}:4" for row in sorted(worst))], app.query_params
+click("Leave 2 out")
+assert "weights" not in app.query_params and app.query_params["without"] == [",".join(sorted(worst))], app.query_params
+click("Take all back")
+app.text_input(key="images-tag").set_value("odd").run()
+click("Tag 2")
+assert manager.training_tags(job.spec) == {row: ("odd",) for row in worst}
+click("Untag 2")
+assert manager.training_tags(job.spec) == {}
+assert "without" not in app.query_params and not app.exception
+manager.control(made.id, "cancel")
+"""
+
+
+LISTING = """
+import streamlit as st
+from core.model_manager import ModelManager
+from pages.ui import images
+manager = ModelManager()
+rows, spec, _ = images._fates(manager, manager.job(st.query_params["job"]))
+st.image(manager.training_frame(spec, rows[0]["row"]))
+chosen = [row["row"] for row in rows[:2]]
+images._actions(chosen)
+images._tagging(manager, spec, chosen)
+"""
+
+
+def test_images_are_left_out_and_weighted_from_the_page(settings, manager):
+    tiny = manager.initialize_model("tiny", random_seed=0, name="tiny")
+    job = manager.wait(manager.retrain_model(tiny.id, {**FIELDS, "n_epochs": 1, "eval_interval": 1}).id, 90)
+    said = drive(settings, job.id, LISTING, script=IMAGES)
+    assert "SLICES ['high contrast', 'low contrast', 'middle contrast']" in said
