@@ -18,8 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dcaecore.errors import DcaeError
+from dcaecore.errors import DcaeError, TrainingError
 
+SIGNS_OF_DEATH = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+"""What gloo says of a process that is gone; it raises a plain RuntimeError."""
 Thing = TypeVar("Thing")
 
 PATIENCE = timedelta(days=7)
@@ -134,6 +136,21 @@ def joined(device: str) -> Iterator[World]:
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
-        yield World(dist.get_rank(), size)
+        with deaths_told():
+            yield World(dist.get_rank(), size)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def deaths_told() -> Iterator[None]:
+    """Inside, another process that is gone becomes a TrainingError; what went wrong there stands in that one's own output."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not any(sign in str(error) for sign in SIGNS_OF_DEATH):
+            raise
+        raise TrainingError(
+            "Another process of this training has died.", code="rank_died",
+            next="Its last words stand in the worker's log. Resume the job: it goes on from its last checkpoint.",
+        ) from error  # fmt: skip

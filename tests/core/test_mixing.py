@@ -114,18 +114,19 @@ def test_rows_of_a_mixture_are_left_out_weighted_and_shown_by_their_set(bench, s
         service.retrain_model(parent, service.leave_out(values, ["2:01.png"]))
 
 
-def test_images_with_more_contrast_are_drawn_more_often(bench, tmp_path):
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_images_with_more_contrast_are_drawn_more_often(bench, tmp_path, power):
     for number in range(10):  # the left half is grey, the right one darker by the number
         picture = np.full((32, 32, 3), 128, dtype=np.uint8)
         picture[:, 16:] = 128 - 12 * number
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
     spec = RetrainSpec.model_validate(
-        {**TRAINING, "data": {"kind": "folder", "location": str(tmp_path)}, "draw_by": "contrast", "draw_power": 1.0}
+        {**TRAINING, "data": {"kind": "folder", "location": str(tmp_path)}, "draw_by": "contrast", "draw_power": power}
     )
     images = training_images(spec, Silent(bench.settings), ALONE)
     levels = np.array([int(images.part.frames.row_ids[int(row)][0]) for row in images.part.rows], dtype=float)
-    wanted = np.clip(levels / levels.mean(), 1 / 20, 20)
-    assert images.stream.order.weights == pytest.approx(wanted, rel=0.05)
+    wanted = np.clip((levels / levels.mean()) ** power, 1 / 20, 20)
+    assert images.stream.order.weights == pytest.approx(wanted, rel=0.05 * power)
 
 
 def test_images_that_the_parent_rebuilds_worst_are_drawn_more_often(bench, service, parent):

@@ -60,7 +60,6 @@ TOGETHER: dict[str, tuple[dict[str, Any], Any]] = {
     "data_weights": ({"more_data": [{"split_seed": 1}]}, [3.0, 1.0]),
     "data_weights_end": ({"more_data": [{"split_seed": 1}], "data_weights": [1.0, 1.0]}, [0.0, 1.0]),
     "data_temperature": ({"more_data": [{"split_seed": 1}], "data_weights": [9.0, 1.0], "batch_size": 4}, 50.0),
-    "draw_power": ({"draw_by": "contrast"}, 4.0),
     "lr_step_epochs": ({"lr_schedule_name": "step", "n_epochs": 3}, 2),
 }
 """Fields that apply only beside others: (the others, the value)."""
@@ -136,10 +135,20 @@ SEEN: dict[str, tuple[Any, Callable[[Bench, Any], Any]]] = {
 }
 """Fields that are seen in the job's record: (the value to set, what is looked at)."""
 
-ELSEWHERE = {"keep", "batchnorm", "perceptual_weight", "recompute", "compile_model", "layer_stats", "processes", "loss_table"}
+ELSEWHERE = {
+    "keep",
+    "batchnorm",
+    "perceptual_weight",
+    "recompute",
+    "compile_model",
+    "layer_stats",
+    "processes",
+    "loss_table",
+    "draw_power",
+}
 """Fields with a test of their own below; what perceptual_weight adds to the loss: tests/dcaecore/test_trainer.py;
 recompute and compile_model: tests/dcaecore/test_step_settings.py; layer_stats: tests/core/test_layers.py;
-processes: tests/core/test_ranks.py; loss_table: tests/core/test_mixing.py."""
+processes: tests/core/test_ranks.py; loss_table and draw_power: tests/core/test_mixing.py."""
 
 DEFAULTS: dict[str, Any] = {
     "n_epochs": 1, "steps_per_epoch": 100, "init_lr": 1e-4, "warmup_epochs": 5, "warmup_lr": 1e-6, "lr_schedule_name": "cosine",

@@ -34,6 +34,7 @@ from dcaecore import (
     train,
 )
 from dcaecore.checkpoints import load_checkpoint
+from dcaecore.world import deaths_told
 
 SETTINGS = TrainSettings(
     n_epochs=4, steps_per_epoch=5, warmup_epochs=1, init_lr=1e-3, ema_decay=0.8, eval_interval=2, save_interval=4, keep="last"
@@ -196,6 +197,19 @@ def test_what_fails_on_one_rank_is_raised_on_each(ranks):
     assert found[0]["not finite"].count(",") == 3  # the images of both ranks are named
     assert [one["batchnorm"] for one in found] == ["BatchNorm statistics would differ between the processes."] * 2
     assert [one["first"] for one in found] == [True, True]
+
+
+def test_a_process_that_is_gone_is_told_in_words():
+    gloo = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:30639. This is typically caused by a crash."
+    with pytest.raises(TrainingError, match="Another process of this training has died") as caught, deaths_told():
+        raise RuntimeError(gloo)
+    assert caught.value.code == "rank_died" and "Resume" in caught.value.next
+    with pytest.raises(TrainingError, match="has died"), deaths_told():
+        raise torch.distributed.DistNetworkError("the store is gone")
+    with pytest.raises(RuntimeError, match="shapes"), deaths_told():
+        raise RuntimeError("shapes do not fit")
+    with pytest.raises(torch.OutOfMemoryError), deaths_told():
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 @pytest.mark.parametrize("parts", [1, 2])

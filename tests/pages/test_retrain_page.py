@@ -92,9 +92,9 @@ def click(start):
     assert not app.exception, app.exception[0].stack_trace
     next(b for b in app.button if b.label.startswith(start)).click().run()
 click("Draw 2 so often")
-assert app.query_params["weights"] == [",".join(f"{row}:4" for row in sorted(worst))], app.query_params
+assert "".join(app.query_params["weights"]) == ",".join(f"{row}:4" for row in sorted(worst)), app.query_params
 click("Leave 2 out")
-assert "weights" not in app.query_params and app.query_params["without"] == [",".join(sorted(worst))], app.query_params
+assert "weights" not in app.query_params and "".join(app.query_params["without"]) == ",".join(sorted(worst)), app.query_params
 click("Take all back")
 app.text_input(key="images-tag").set_value("odd").run()
 click("Tag 2")
