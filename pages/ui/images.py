@@ -59,7 +59,7 @@ def _draw(manager: ModelManager, row: ModelRow, data: dict[str, Any], image_size
     )  # fmt: skip
     chosen = [rows[place]["row"] for place in event.selection.rows]  # type: ignore[attr-defined]
     for place, name in zip(st.columns(8), chosen[:8], strict=False):
-        place.image(manager.frame(table.data, name), caption=name, width="stretch")
+        place.image(manager.frame(table.data, name), caption=name, width="stretch", output_format="PNG")
     with st.container(horizontal=True):
         if chosen and st.button(f"Leave {len(chosen)} out of the next training", icon=":material/playlist_remove:"):
             st.query_params["without"] = ",".join(sorted({*left_out(), *chosen}))
