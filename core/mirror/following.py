@@ -43,7 +43,8 @@ LOCK_NAME = "mirror-follower.lock"
 LOG_NAME = "mirror.log"
 AT_WORK = ("queued", "starting", "running", "pausing", "cancelling")
 LIVE_OPERATION = "retrain"
-_STARTED: list[subprocess.Popen[bytes]] = []
+_STARTED: dict[Path, subprocess.Popen[bytes]] = {}
+"""Followers that this process started, by store: kept, so that one that has ended is reaped and none is started twice."""
 
 
 def ensure_follower(store: Store, settings: Settings) -> bool:
@@ -53,21 +54,22 @@ def ensure_follower(store: Store, settings: Settings) -> bool:
     """
     chosen = chosen_settings(store, settings)
     target = resolve_target(store, chosen.mirror, project=chosen.wandb_project)
-    _STARTED[:] = [process for process in _STARTED if process.poll() is None]
-    if target.sends is None or _STARTED or is_followed(store):
+    root = store.root.resolve()
+    for key, process in list(_STARTED.items()):
+        if process.poll() is not None:
+            del _STARTED[key]
+    if target.sends is None or root in _STARTED or is_followed(store):
         return False
-    absolute = settings.model_copy(update={"home": store.root.resolve()})
-    with (store.root / LOG_NAME).open("ab") as log:
-        _STARTED.append(
-            subprocess.Popen(
-                # What was not set stays unset: below it stands the page's choice.
-                [sys.executable, "-m", "core.mirror", absolute.model_dump_json(exclude_unset=True)],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+    absolute = settings.model_copy(update={"home": root})
+    with (root / LOG_NAME).open("ab") as log:
+        _STARTED[root] = subprocess.Popen(
+            # What was not set stays unset: below it stands the page's choice.
+            [sys.executable, "-m", "core.mirror", absolute.model_dump_json(exclude_unset=True)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     return True
 

@@ -62,7 +62,7 @@ class Sender:
         job = jobs.get_job(self.store, job_id)
         extras = read_extras(self.store, job, subject_of(self.store, job), record.notes)
         self._forget_half_written(record.id)
-        run, after = self.live.pop(job_id, None) or self._open(record)
+        run, after = self.live.pop(job_id) if job_id in self.live else self._open(record)
         try:
             self._finish(run, record, extras, after)
         except BaseException as error:
@@ -98,8 +98,8 @@ class Sender:
 
     def leave(self, job_id: str, state: str) -> dict[str, Any]:
         """Puts an open run down: W&B shows it as preempted or failed, and takes it up again later."""
-        run, _ = self.live.pop(job_id, (None, 0))
-        if run is not None:
+        if job_id in self.live:
+            run, _ = self.live.pop(job_id)
             if state == "preempted":
                 run.mark_preempting()
             run.finish(exit_code=1)
@@ -121,7 +121,7 @@ class Sender:
 
         entity = str(wandb.Api(timeout=API_LIMIT_S).default_entity) if self.mode == "online" else ""
         comparison, job_ids = compare(self.store, models), jobs_of(self.store, models)
-        views = {
+        views: dict[str, Any] = {
             "report": showing.build_report(comparison, job_ids, self.project, entity),
             "workspace": showing.build_workspace(comparison, job_ids, self.project, entity),
         }

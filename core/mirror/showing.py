@@ -109,7 +109,7 @@ def _curve_panels() -> list[Any]:
 
 def _figure_panels(comparison: Comparison) -> list[Any]:
     bars = [wr.BarPlot(title=name, metrics=[wr.SummaryMetric(name)]) for name in _QUALITY]
-    latencies = [wr.SummaryMetric(f"benchmark/{model.id}/decode_ms") for model in comparison.models]
+    latencies: list[Any] = [wr.SummaryMetric(f"benchmark/{model.id}/decode_ms") for model in comparison.models]
     return [
         *bars,
         wr.BarPlot(title="decode_ms, by model", metrics=latencies),

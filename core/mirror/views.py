@@ -50,7 +50,7 @@ def show_models(
     if target.problem is not None:
         raise target.problem
     check_folder(target.folder)
-    subjects = {"report": f"view:report:{digest_of(sorted(models))[:16]}", "workspace": "view:workspace"}
+    subjects = {"report": f"view:report:{digest_of({'models': sorted(models)})[:16]}", "workspace": "view:workspace"}
     rows = mirrored(store, target.name)
     known = {kind: rows[subject].progress for kind, subject in subjects.items() if subject in rows}
     with SenderProcess(store, target, limit_s) as sender:

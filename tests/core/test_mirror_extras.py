@@ -20,10 +20,10 @@ from store import get_model
 def pruned(bench):
     """A baseline, its pruned offspring, and both evaluated and timed."""
     baseline = bench.add(name="baseline", seed=3)
-    job = bench.run("prune", baseline.id, method="random_unstructured", rate=0.5)
+    job = bench.run("prune", baseline.id, method="l1_unstructured", rate=0.5)
     for ref in (baseline.id, job.model_id):
         bench.run("evaluate", ref, image_size=32, num_images=8)
-    bench.run("benchmark", baseline.id, models=[job.model_id], image_size=32, repeats=2, warmup=1)
+    bench.run("benchmark", baseline.id, models=[job.model_id], image_size=32, repeats=3, warmup=1)
     return baseline, get_model(bench.store, job.model_id), job
 
 

@@ -355,7 +355,7 @@ def test_a_follower_is_detached_alone_and_ends_by_itself(store, tmp_path, monkey
         assert not mirror.ensure_follower(store, settings), "one is enough"
         following.follow(store, settings)  # a second one ends at once
     assert mirror.ensure_follower(store, settings)
-    (process,) = following._STARTED
+    process = following._STARTED[store.root.resolve()]
     try:
         until = time.monotonic() + 60
         while mirror.status(store, "offline").num_waiting and time.monotonic() < until:
