@@ -56,6 +56,7 @@ bench: $(VENV)/run.stamp
 	$(BIN)/python -m benchmarks.pareto
 	$(BIN)/python -m benchmarks.retrain_speed
 	$(BIN)/python -m benchmarks.store_speed
+	$(BIN)/python -m benchmarks.forest
 
 ## The README's pictures, of the store that OFFSHOOT_HOME names.
 pictures: $(VENV)/test.stamp
