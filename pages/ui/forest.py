@@ -191,15 +191,20 @@ def _steps(
 def _shape(title: str, paint: str, members: Sequence[Leaf], place: Place, pixels: float, *, faint: bool) -> dict[str, Any]:
     """A scatter series that is drawn as one shape."""
     return {
-        "type": "scatter", "name": title, "selectedMode": "single", "large": True, "largeThreshold": 1, "symbolSize": round(pixels, 1),
+        "type": "scatter", "name": title, "selectedMode": "single", "large": True, "largeThreshold": 1, "symbolSize": round(pixels, 2),
         "data": [[place[leaf.id][1], round(place[leaf.id][0], 1)] for leaf in members], "color": paint, "z": 2, "animation": False,
         "itemStyle": {"opacity": 0.25 if faint else 1.0}, "emphasis": {"disabled": True},
     }  # fmt: skip
 
 
 def _symbols(pixels_a_row: float, count: int) -> tuple[float, float]:
-    """Pixels of the smallest and the largest symbol: they overlap a little in an overview, and never where there is room."""
-    largest = min(26.0, max(6.0, pixels_a_row * 0.8)) if count <= 2000 else 6.0
+    """Pixels of the smallest and the largest symbol: they overlap a little in an overview, and never where there is room.
+
+    Of thousands all are under 4 pixels: ECharts fills those as plain squares, and only larger ones as paths.
+    """
+    if count > LARGE:
+        return 2.0, 3.9
+    largest = min(26.0, max(6.0, pixels_a_row * 0.8))
     return max(3.0, largest * 0.4), largest
 
 
