@@ -12,6 +12,9 @@ from typing import Any
 import store.scores as scores
 from store import ModelRow, Store, baseline_of, get_model
 
+UNCHANGED = 5e-4
+"""A relative change of less is none: it would be shown as 0.0 %."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -48,6 +51,8 @@ METRICS: dict[str, Metric] = {
         Metric("ssim", "SSIM", "", True, decimals=4, source="scores"),
         Metric("ms_ssim", "MS-SSIM", "", True, decimals=4, source="scores"),
         Metric("flip", "FLIP (perceptual)", "", decimals=4, source="scores"),
+        Metric("lpips", "LPIPS", "", decimals=4, source="scores"),
+        Metric("rfid", "rFID", "", source="scores"),
         Metric("accuracy", "Accuracy (within 8/255)", "%", True, scale=100, source="scores"),
         Metric("loss", "Loss (L1)", "", decimals=4, source="scores"),
         Metric("l1", "L1 (8-bit)", "", decimals=5, source="scores"),
@@ -73,7 +78,7 @@ class Figure:
 
     def better(self, change: float | None) -> bool | None:
         """Whether a change is for the better; None for none."""
-        if change is None or abs(change) < 5e-5 or self.metric.higher_is_better is None:
+        if change is None or abs(change) < UNCHANGED or self.metric.higher_is_better is None:
             return None
         return (change > 0) == self.metric.higher_is_better
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from core.choice import Front, Ranking, pareto_front, ranking
 from core.compare import METRICS, Comparison, compare
 from core.errors import CoreError
+from core.learned_figures import LEARNED, why_off
 from core.quality import Quality, quality
 from core.settings import Settings
 from store import Store, get_model
@@ -26,6 +27,10 @@ class Comparing:
         """Quality with intervals and differences paired by image; see `core.quality`."""
         chosen = None if reference is None else get_model(self.store, reference).id
         return quality(self.store, self._comparison_of(models), chosen)
+
+    def figures_off(self) -> dict[str, str]:
+        """Quality figures that need published weights and are not measured here, each with the reason; empty where all are."""
+        return {LEARNED[key][0]: reason for key, reason in why_off(self.settings.weights_dir).items()}
 
     def pareto(self, models: Comparison | Sequence[str], first: str = "decode_ms", second: str = "psnr_db") -> Front:
         """The front over two figures; only those of one protocol and one benchmark run are looked at.

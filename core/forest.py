@@ -10,7 +10,7 @@ from typing import Any
 from core.compare import METRICS
 from core.expressions import Subject, parse
 from store import Store
-from store.forest import Leaf, all_figures, figures_stamp, leaves, methods
+from store.forest import Leaf, LeftOut, all_figures, figures_stamp, leaves, methods
 
 SEARCHED = (*METRICS, "pruning_ratio")
 """Figures that a search may name."""
@@ -18,14 +18,18 @@ FOCUS = 300
 """At most this many models are drawn around the chosen one: more cannot be labelled."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Forest:
-    """Living models, newest first, with their figures by id. `left_out` were last evaluated on other images than most."""
+    """Living models, newest first, with their figures by id.
+
+    `left_out` were last evaluated on other images than most, `cost_left_out` only ever benchmarked on other devices or sizes.
+    """
 
     models: list[Leaf]
     figures: Mapping[str, Mapping[str, float]]
     methods: Mapping[str, str]
     left_out: int
+    cost_left_out: int
 
     def find(self, text: str) -> list[Leaf]:
         """The models that a search expression fits. Raises CoreError(bad_search)."""
@@ -74,8 +78,12 @@ class Forest:
 
 @dataclass
 class _Kept:
+    """What was read last: the whole forest for a version of the database, its figures for a stamp of their own."""
+
+    version: int = -1
+    forest: Forest | None = None
     stamp: tuple[Any, ...] = ()
-    figures: tuple[dict[str, dict[str, float]], int] = field(default_factory=lambda: ({}, 0))
+    figures: tuple[dict[str, dict[str, float]], LeftOut] = field(default_factory=lambda: ({}, LeftOut(0, 0)))
     methods: dict[str, str] = field(default_factory=dict)
 
 
@@ -86,11 +94,17 @@ class Forests:
     _kept_forest: _Kept | None = None
 
     def forest(self) -> Forest:
-        """All living models."""
-        stamp = figures_stamp(self.store)
+        """All living models; the same object as long as nothing in the store has changed."""
+        version = self.store.version()
         kept = self._kept_forest
-        if kept is None or kept.stamp != stamp:
-            kept = self._kept_forest = _Kept(stamp, all_figures(self.store), methods(self.store))
-        figures, left_out = kept.figures
+        if kept is not None and kept.version == version and kept.forest is not None:
+            return kept.forest
+        # A running job changes the store at each step, but the figures of models seldom.
+        stamp = figures_stamp(self.store)
+        figures = kept.figures if kept is not None and kept.stamp == stamp else all_figures(self.store)
+        known = kept.methods if kept is not None and kept.stamp == stamp else methods(self.store)
+        by_id, left_out = figures
         # A model that came between the two reads waits for the next.
-        return Forest([leaf for leaf in leaves(self.store) if leaf.id in figures], figures, kept.methods, left_out)
+        found = Forest([leaf for leaf in leaves(self.store) if leaf.id in by_id], by_id, known, *left_out)
+        self._kept_forest = _Kept(version, found, stamp, figures, known)
+        return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import store.scores as scores
@@ -45,9 +46,7 @@ def quality(store: Store, comparison: Comparison, reference: str | None = None) 
     number of models that are held against the reference (Holm). Raises CoreError for a reference that is not compared.
     """
     ids = [model.id for model in comparison.models]
-    chosen = reference or next((m.id for m in comparison.models if m.parent_id is None), ids[0])
-    if chosen not in ids:
-        raise CoreError("The reference must be one of the models compared.", code="reference", given=chosen, legal=ids)
+    chosen = reference_of(comparison, reference)
     if comparison.protocol is None:
         return Quality(chosen, {}, {}, [])
     number = scores.protocol_id(comparison.protocol)
@@ -72,13 +71,33 @@ def quality(store: Store, comparison: Comparison, reference: str | None = None) 
     return Quality(chosen, intervals, _corrected(differences), notes)
 
 
+def reference_of(comparison: Comparison, reference: str | None = None) -> str:
+    """The model that differences are to, as `quality` says; raises CoreError for one that is not compared."""
+    ids = [model.id for model in comparison.models]
+    chosen = reference or next((m.id for m in comparison.models if m.parent_id is None), ids[0])
+    if chosen not in ids:
+        raise CoreError("The reference must be one of the models compared.", code="reference", given=chosen, legal=ids)
+    return chosen
+
+
+# A page asks for the same figures in each of its sections and at each rerun; a bootstrap takes milliseconds.
+@lru_cache(maxsize=4096)
+def _interval(values: tuple[float, ...]) -> Interval:
+    return interval(values)
+
+
+@lru_cache(maxsize=4096)
+def _difference(pairs: tuple[tuple[float, float], ...]) -> Difference:
+    return difference(*zip(*pairs, strict=True))
+
+
 def _judged(row: ImageScoresRow) -> list[str]:
     """The figures that are shown, in their order."""
     return [key for key in METRICS if any(value == value for value in row.values.get(key, ()))]
 
 
 def _intervals(row: ImageScoresRow) -> dict[str, Interval]:
-    return {key: interval(row.values[key]) for key in _judged(row)}
+    return {key: _interval(tuple(row.values[key])) for key in _judged(row)}
 
 
 def _differences(row: ImageScoresRow, reference: ImageScoresRow) -> dict[str, Difference]:
@@ -90,9 +109,9 @@ def _differences(row: ImageScoresRow, reference: ImageScoresRow) -> dict[str, Di
         other = reference.values.get(key)
         if other is None:
             continue
-        pairs = [(row.values[key][own], other[theirs]) for own, theirs in shared]
+        pairs = tuple((row.values[key][own], other[theirs]) for own, theirs in shared)
         if any(a == a and b == b for a, b in pairs):
-            made[key] = difference(*zip(*pairs, strict=True))
+            made[key] = _difference(pairs)
     return made
 
 

@@ -69,6 +69,7 @@ class Reproduction:
         row = st.get_model(self.store, ref)
         chain = chain_of(self.store, row.id)
         _check_chain(chain)
+        _check_whole_trainings(chain)
         steps = [_Step(self.store, step, number) for number, step in enumerate(chain)]
         return (_python if kind == "python" else _terminal)(row, steps)
 
@@ -109,19 +110,23 @@ def _job_of(store: Store, row: ModelRow) -> JobRow | None:
 def _check_chain(chain: list[ModelRow]) -> None:
     for row in chain:
         operation = row.spec.get("operation")
-        if operation == "branch":
-            raise CoreError(
-                f"{row.name} was made of a checkpoint at step {row.spec.get('step')}: a chain is run again in whole trainings only.",
-                code="checkpoint",
-                given=row.id,
-                next="Reproduce its parent, or the model that its training ended with.",
-            )
         if operation not in SPECS:
             raise CoreError(
                 f"{row.name} ({row.id}) has no recorded operation that can be run again.",
                 code="unknown_operation",
                 given=operation,
                 legal=sorted(SPECS),
+            )
+
+
+def _check_whole_trainings(chain: list[ModelRow]) -> None:
+    for row in chain:
+        if row.spec.get("operation") == "branch":
+            raise CoreError(
+                f"{row.name} was made of a checkpoint at step {row.spec.get('step')}: a script runs whole trainings only.",
+                code="checkpoint",
+                given=row.id,
+                next="Reproduce it, which runs its training again up to that step; or script the model that its training ended with.",
             )
 
 

@@ -47,8 +47,8 @@ def watch(ref: str) -> None:
     if shown:
         st.caption(f"Reconstructions at step {shown[0][2]}: originals above.")
         for place, (original, made, _) in zip(st.columns(8), shown[:8], strict=False):
-            place.image(original, width="stretch")
-            place.image(made, width="stretch")
+            place.image(original, width="stretch", output_format="PNG")
+            place.image(made, width="stretch", output_format="PNG")
     show_hints(manager, job)
     with st.expander("Checkpoints"):
         checkpoint_list(manager, job)

@@ -10,7 +10,7 @@ import streamlit as st  # noqa: E402
 from core.compare import METRICS  # noqa: E402
 from pages.ui.choice import front_section, quality_section, ranking_section  # noqa: E402
 from pages.ui.data_runs import on_images, runs_section  # noqa: E402
-from pages.ui.figures import change_text, measured_text, protocol_text, validate_and_save, watch_validations  # noqa: E402
+from pages.ui.figures import change_text, column_widths, measured_text, protocol_text, validate_and_save, watch_validations  # noqa: E402
 from pages.ui.inside import inside_section  # noqa: E402
 from pages.ui.picture_grid import images_section, upload_section  # noqa: E402
 from pages.ui.shipping import export_section, report_section  # noqa: E402
@@ -50,10 +50,7 @@ with guarded():
         better, worse = ("#6fcf97", "#ff8a94") if st.context.theme.type == "dark" else ("#1d7043", "#b8293d")
         return f"color: {better}" if shown.endswith("▲") else f"color: {worse}" if shown.endswith("▼") else ""
 
-    st.dataframe(
-        pd.DataFrame(table).style.map(colour), hide_index=True, height="content",
-        column_config={"": st.column_config.Column(width=190, pinned=True)},
-    )  # fmt: skip
+    st.dataframe(pd.DataFrame(table).style.map(colour), hide_index=True, height="content", column_config=column_widths(table))
     st.caption("▲ better, ▼ worse than the baseline.")
     if comparison.protocol:
         st.caption(protocol_text(comparison.protocol), help=f"Images' SHA-256: {comparison.protocol['images_sha256']}")

@@ -11,7 +11,7 @@ from pages.ui.card import again, delete_popover, housekeeping, story, words  # n
 from pages.ui.figures import headline, validate_and_save  # noqa: E402
 from pages.ui.forest import OPERATION, Drawing, draw, picks  # noqa: E402
 
-ROWS = 500  # of the table: more are found by a search
+ROWS = 1000  # of the table: more are found by a search
 EXAMPLE = "Words, or psnr_db > 30 and decode_ms < 5, tag = small, kind = pruned, method = structured"
 
 
@@ -61,6 +61,10 @@ if fits is not None:
     told.append(f"{len(found)} models fit the search; the others are pale.")
 if forest.left_out and METRICS.get(colour or "", METRICS["psnr_db"]).source == "scores":
     told.append(f"{forest.left_out} models were last evaluated on other images: their quality is not shown here.")
+if forest.cost_left_out and "cost" in {METRICS[key].source for key in (colour, size) if key in METRICS}:
+    told.append(
+        f"{forest.cost_left_out} models were benchmarked on another device or at other sizes only: their cost is not shown here."
+    )
 st.caption(" ".join(told))
 with st.expander(f"{len(found)} models as a table", expanded=fits is not None, on_change="rerun", key="table-open") as table:
     if table.open:

@@ -106,6 +106,9 @@ class Store:
         # SQLite's busy handler sleeps in growing steps and is not fair; threads of one process queue here instead.
         self._write_lock = threading.Lock()
         self._writer: int | None = None
+        self._read_mode = read_mode
+        self._watch: sqlite3.Connection | None = None
+        self._watch_lock = threading.Lock()
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -157,6 +160,15 @@ class Store:
                 raise
             raise known from error
 
+    def version(self) -> int:
+        """Another number whenever anything was committed since the last call, by this process or any other: what caches go by."""
+        with self._watch_lock, self._translated():
+            if self._watch is None:
+                # It never writes, so that every change is one by another connection.
+                self._watch = connect(self.path, mode=self._read_mode)
+            ((number,),) = self._watch.execute("PRAGMA data_version").fetchall()
+            return int(number)
+
     def job_folder(self, job_id: str) -> Path:
         """The folder of a job's log, checkpoints and plans; made when missing."""
         folder = self.root / "jobs" / job_id
@@ -175,6 +187,10 @@ class Store:
         if self._write_engine is not None:
             self._write_engine.dispose()
         self._read_engine.dispose()
+        with self._watch_lock:
+            if self._watch is not None:
+                self._watch.close()
+                self._watch = None
 
 
 def execute(session: Session, sql: str, parameters: Sequence[Any] = ()) -> Any:

@@ -6,7 +6,8 @@ Rows are plain tuples, read past the ORM; nothing of `model_text` but the prunin
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from store.db import Store
@@ -64,10 +65,21 @@ def figures_stamp(store: Store) -> tuple[Any, ...]:
     return tuple(row)
 
 
-def all_figures(store: Store) -> tuple[dict[str, dict[str, float]], int]:
+CONDITIONS = ("device_name", "threads", "image_size", "batch_size")
+"""Settings of a benchmark, besides device and dtype, that its milliseconds and bytes depend on."""
+
+
+class LeftOut(NamedTuple):
+    """How many models were last evaluated on other images, or benchmarked under other conditions, than most."""
+
+    quality: int
+    cost: int
+
+
+def all_figures(store: Store) -> tuple[dict[str, dict[str, float]], LeftOut]:
     """Figures of every living model: facts, means of the last test evaluation, and the newest benchmark.
 
-    Quality is of one protocol, that of most models; the second value counts the models that were last evaluated otherwise.
+    Quality is of one protocol, cost of one device, dtype, threads and sizes: those of most models. Others are left out, and counted.
     """
     found: dict[str, dict[str, float]] = {}
     rows = store.rows("SELECT id, facts FROM model WHERE deleted IS NULL")
@@ -75,21 +87,38 @@ def all_figures(store: Store) -> tuple[dict[str, dict[str, float]], int]:
         found[ref] = facts
     last = dict(store.rows("SELECT model, protocol FROM score_set WHERE split='test' ORDER BY created"))
     last = {ref: protocol for ref, protocol in last.items() if ref in found}
-    counts: dict[str, int] = defaultdict(int)
-    for protocol in last.values():
-        counts[protocol] += 1
-    shared = max(counts, key=lambda protocol: counts[protocol], default=None)
+    shared = _most(last.values())
     if shared is not None:
         for ref, metric, value in store.rows(
             "SELECT model, metric, value FROM score WHERE split='test' AND protocol=? AND value IS NOT NULL", (shared,)
         ):
             if last.get(ref) == shared:
                 found[ref][metric] = value
-    measured = store.rows("SELECT model, figures FROM measurement_row ORDER BY measurement")
-    for (ref, _), row in zip(measured, json.loads(f"[{','.join([row[1] for row in measured])}]"), strict=True):
-        if ref in found:
-            found[ref].update({key: value for key, value in row.items() if isinstance(value, int | float)})
-    return found, len(last) - (counts[shared] if shared is not None else 0)
+    under = {
+        run: _conditions(*rest) for run, *rest in store.rows("SELECT id, device, dtype, settings FROM measurement ORDER BY id")
+    }
+    benchmarked = store.rows("SELECT measurement, model, figures FROM measurement_row ORDER BY measurement")
+    benchmarked = [row for row in benchmarked if row[1] in found]
+    # Of each model by its newest run under each: a second device does not hide the first.
+    ways = {(ref, under[run]) for run, ref, _ in benchmarked}
+    usual = _most(condition for _, condition in sorted(ways, reverse=True))
+    newest = {ref: text for run, ref, text in benchmarked if under[run] == usual}
+    for (ref, _), row in zip(newest.items(), json.loads(f"[{','.join(newest.values())}]"), strict=True):
+        found[ref].update({key: value for key, value in row.items() if isinstance(value, int | float)})
+    others = {ref for _, ref, _ in benchmarked} - newest.keys()
+    return found, LeftOut(sum(protocol != shared for protocol in last.values()), len(others))
+
+
+def _conditions(device: str, dtype: str, settings: str) -> str:
+    """What milliseconds were taken under, as text to compare."""
+    values = json.loads(settings)
+    return json.dumps([device, dtype, *(values.get(key) for key in CONDITIONS)])
+
+
+def _most(values: Iterable[str]) -> str | None:
+    """The most frequent value, of equals the first; None of nothing."""
+    counts = Counter(values)
+    return max(counts, key=lambda value: counts[value], default=None)
 
 
 def methods(store: Store) -> dict[str, str]:

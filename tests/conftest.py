@@ -10,6 +10,8 @@ import psutil
 import pytest
 
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ["OFFSHOOT_MIRROR"] = "off"
+"""A developer with a W&B key does not get the tests' runs; the mirror's own tests take it out."""
 
 
 @pytest.fixture(scope="session")

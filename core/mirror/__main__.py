@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from core.errors import as_error
@@ -12,6 +13,7 @@ from store import open_store
 
 def main() -> int:
     """0 when there was nothing left to wait for, 1 else."""
+    os.nice(10)  # jobs go before it
     settings = Settings.model_validate_json(sys.argv[1])
     store = open_store(settings.home, create=False)
     try:

@@ -25,8 +25,9 @@ from typing import Any
 import store.jobs as jobs
 from core.errors import CoreError
 from core.mirror.choice import chosen_settings
-from core.mirror.modes import UNREACHABLE, Target, check_folder, resolve_target
+from core.mirror.modes import GONE, Target, check_folder, resolve_target
 from core.mirror.process import ROOT, SenderProcess
+from core.mirror.refusals import FOR_ALL
 from core.mirror.replay import RUN_LIMIT_S, Pass, finished, only_one, retry_wait_s, wanted_of
 from core.settings import Settings
 from store import Store, checkpoints, mirrored
@@ -42,7 +43,8 @@ LOCK_NAME = "mirror-follower.lock"
 LOG_NAME = "mirror.log"
 AT_WORK = ("queued", "starting", "running", "pausing", "cancelling")
 LIVE_OPERATION = "retrain"
-_STARTED: list[subprocess.Popen[bytes]] = []
+_STARTED: dict[Path, subprocess.Popen[bytes]] = {}
+"""Followers that this process started, by store: kept, so that one that has ended is reaped and none is started twice."""
 
 
 def ensure_follower(store: Store, settings: Settings) -> bool:
@@ -52,21 +54,22 @@ def ensure_follower(store: Store, settings: Settings) -> bool:
     """
     chosen = chosen_settings(store, settings)
     target = resolve_target(store, chosen.mirror, project=chosen.wandb_project)
-    _STARTED[:] = [process for process in _STARTED if process.poll() is None]
-    if target.sends is None or _STARTED or is_followed(store):
+    root = store.root.resolve()
+    for key, process in list(_STARTED.items()):
+        if process.poll() is not None:
+            del _STARTED[key]
+    if target.sends is None or root in _STARTED or is_followed(store):
         return False
-    absolute = settings.model_copy(update={"home": store.root.resolve()})
-    with (store.root / LOG_NAME).open("ab") as log:
-        _STARTED.append(
-            subprocess.Popen(
-                # What was not set stays unset: below it stands the page's choice.
-                [sys.executable, "-m", "core.mirror", absolute.model_dump_json(exclude_unset=True)],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+    absolute = settings.model_copy(update={"home": root})
+    with (root / LOG_NAME).open("ab") as log:
+        _STARTED[root] = subprocess.Popen(
+            # What was not set stays unset: below it stands the page's choice.
+            [sys.executable, "-m", "core.mirror", absolute.model_dump_json(exclude_unset=True)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     return True
 
@@ -159,7 +162,7 @@ class Follower:
                 self._send_live(target)
         if now - self._busy_at > LINGER_S or now - self._sent_at > GIVE_UP_S:
             return None
-        if not active and not self._left and not self.live:
+        if not self._left and not self.live:
             self.close()
         return POLL_S
 
@@ -243,11 +246,11 @@ class Follower:
             set_mirrored(self.store, target.name, job.id, answer["sent"]["remote"], progress)
             return True
         error = answer["error"]
-        state = "gone" if error["code"] == "mirror_gone" else "failed"
+        state = "gone" if error["code"] == GONE else "failed"
         set_mirrored(self.store, target.name, job.id, "", {"state": state, "error": error})
         if state == "failed":
             self._after(True)
-        return error["code"] != UNREACHABLE and not self._open_sender(target).is_gone
+        return error["code"] not in FOR_ALL and not self._open_sender(target).is_gone
 
     def _leave(self, job_id: str, state: str) -> None:
         """Ends an open run for now: W&B shows it as preempted (paused) or failed, and takes it up again later."""

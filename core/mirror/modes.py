@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import netrc
 import os
+import socket
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from core.errors import CoreError
 from store import Store
@@ -95,6 +97,27 @@ def resolve_target(store: Store, mode: str, folder: Path | str | None = None, pr
         next="Run `wandb login`, or use the mode auto or offline. Nothing is lost: runs wait in the store.",
     )
     return Target(mode, None, online, place, project, problem.message, problem)
+
+
+def check_reachable(timeout_s: float = 10.0) -> None:
+    """Opens a connection to the server and closes it. Raises CoreError(mirror_unreachable).
+
+    wandb itself tries for minutes, and then says that a deadline was exceeded. Behind a proxy there is nothing to try.
+    """
+    if getproxies():
+        return
+    where = urlsplit(server())
+    try:
+        with socket.create_connection((where.hostname or "", where.port or (443 if where.scheme == "https" else 80)), timeout_s):
+            pass
+    except OSError as error:
+        raise CoreError(
+            f"W&B cannot be reached at {server()}: {(error.strerror or str(error)).lower()}",
+            code=UNREACHABLE,
+            given=server(),
+            legal="a W&B server that answers",
+            next="Nothing is lost: the runs wait in the store. Check the network, and WANDB_BASE_URL if it is set.",
+        ) from error
 
 
 def check_folder(folder: Path) -> None:

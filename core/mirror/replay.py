@@ -20,8 +20,10 @@ from typing import Any
 
 import store.jobs as jobs
 from core.errors import CoreError, as_error
-from core.mirror.modes import GONE, UNREACHABLE, Target, check_folder, resolve_target
+from core.mirror.modes import GONE, Target, check_folder, resolve_target
+from core.mirror.offline import write_sync_script
 from core.mirror.process import SenderProcess
+from core.mirror.refusals import FOR_ALL
 from store import JobRow, MirroredRow, Store, ancestors, edges, get_model, get_models, mirrored, set_mirrored
 from store.mirrored import SETTLED, mirror_counts
 
@@ -210,7 +212,7 @@ class Pass:
         self.notes: list[str] = []
         self.problem: dict[str, Any] | None = None
         self.is_hopeless = False
-        """No other run would have fared better."""
+        """The pass was broken off: another run would hardly have fared better."""
         self._failed = set(held)
 
     def run(self, sender: SenderProcess) -> None:
@@ -242,9 +244,13 @@ class Pass:
             self._record(job_id, {"state": "failed", "attempts": attempts, "error": error, "retry_at": retry_at.isoformat()})
             self._failed.add(job_id)
             failures_in_a_row += 1
-            self.is_hopeless = sender.is_gone or error["code"] == UNREACHABLE
-            if self.is_hopeless or failures_in_a_row >= MAX_FAILURES:
+            self.is_hopeless = sender.is_gone or error["code"] in FOR_ALL or failures_in_a_row >= MAX_FAILURES
+            if self.is_hopeless:
                 break
+        if self.sent and self.target.sends == "offline":
+            rows = mirrored(self.store, self.target.name)
+            sent = [job_id for job_id in finished(self.store) if job_id in rows and rows[job_id].remote]
+            write_sync_script(self.target.folder, [(job_id, rows[job_id].remote) for job_id in sent])
 
     def _weight_bytes(self, job_id: str) -> int:
         """Of the models that go with a run; W&B takes over only what it does not have, so this is the most."""

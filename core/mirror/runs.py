@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -71,6 +71,18 @@ def subject_of(store: Store, job: JobRow) -> ModelRow | None:
     """The model that a job made, else the one that it worked on; tombstones included."""
     wanted = job.model_id or job.parent_model_id
     return get_models(store, [wanted]).get(wanted) if wanted else None
+
+
+def jobs_of(store: Store, model_ids: Sequence[str]) -> list[str]:
+    """The finished jobs that made, judged or timed some models."""
+    return [
+        str(job)
+        for (job,) in store.rows(
+            "SELECT id FROM job WHERE state='done' AND coalesce(model_id, parent_model_id) IN (SELECT value FROM json_each(?))"
+            " ORDER BY id",
+            (json.dumps(list(model_ids)),),
+        )
+    ]
 
 
 def run_name(store: Store, job: JobRow) -> str:

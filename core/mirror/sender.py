@@ -5,7 +5,7 @@ line. It opens the store for reading only: what was sent is recorded by whoever 
 process when a run takes too long. One run a request, one after the other: `wandb sync` uploads runs side by side, and a child's
 artifact may then arrive before its parent's. Requests: `{"job": id}` sends a finished job; with `until` the points of one at work
 up to that step, and its run stays open; with `leave` such a run is put down as preempted or failed; with `verify` (where the run
-lies) what W&B holds of it is compared with the store.
+lies) what W&B holds of it is compared with the store. `show` asks for the report and the view that compare some models.
 
 Online a run is opened with `resume="allow"`: W&B says which step it has, and only what comes after is sent, so a send that was
 broken off is completed and nothing is there twice. After the end W&B is asked what it has: only that counts as sent. Offline there
@@ -26,11 +26,13 @@ from typing import Any, TextIO
 import wandb
 
 import store.jobs as jobs
+from core.compare import compare
 from core.errors import CoreError, as_error
 from core.mirror.extras import Extras, read_extras
-from core.mirror.reading import confirm, read_remote
+from core.mirror.modes import check_reachable
+from core.mirror.reading import API_LIMIT_S, confirm, read_remote
 from core.mirror.refusals import first_line, refusal
-from core.mirror.runs import RunRecord, read_run, subject_of
+from core.mirror.runs import RunRecord, jobs_of, read_run, subject_of
 from core.mirror.verifying import compare_run
 from core.mirror.wandb_file import read_run as read_file
 from core.mirror.writing import Writer
@@ -60,7 +62,7 @@ class Sender:
         job = jobs.get_job(self.store, job_id)
         extras = read_extras(self.store, job, subject_of(self.store, job), record.notes)
         self._forget_half_written(record.id)
-        run, after = self.live.pop(job_id, None) or self._open(record)
+        run, after = self.live.pop(job_id) if job_id in self.live else self._open(record)
         try:
             self._finish(run, record, extras, after)
         except BaseException as error:
@@ -96,8 +98,8 @@ class Sender:
 
     def leave(self, job_id: str, state: str) -> dict[str, Any]:
         """Puts an open run down: W&B shows it as preempted or failed, and takes it up again later."""
-        run, _ = self.live.pop(job_id, (None, 0))
-        if run is not None:
+        if job_id in self.live:
+            run, _ = self.live.pop(job_id)
             if state == "preempted":
                 run.mark_preempting()
             run.finish(exit_code=1)
@@ -113,8 +115,30 @@ class Sender:
             found = None if path is None else read_file(path)
         return {"problems": compare_run(record, found)}
 
+    def show(self, models: list[str], known: dict[str, dict[str, str]]) -> dict[str, Any]:
+        """The comparison report and the workspace view of some models; saved online, over those that are `known`."""
+        from core.mirror import showing  # wandb-workspaces takes as long to import as wandb: only where it is asked for
+
+        entity = str(wandb.Api(timeout=API_LIMIT_S).default_entity) if self.mode == "online" else ""
+        comparison, job_ids = compare(self.store, models), jobs_of(self.store, models)
+        views: dict[str, Any] = {
+            "report": showing.build_report(comparison, job_ids, self.project, entity),
+            "workspace": showing.build_workspace(comparison, job_ids, self.project, entity),
+        }
+        saved = {}
+        if self.mode == "online":
+            try:
+                saved = {kind: showing.save(view, known.get(kind, {})) for kind, view in views.items()}
+            except Exception as error:  # wandb raises its own and requests'; each is said in one line
+                known_error = refusal(error, self.project, at_start=True)
+                assert known_error is not None
+                raise known_error from error
+        return {"specs": {kind: showing.plain(view) for kind, view in views.items()}, "saved": saved}
+
     def _open(self, record: RunRecord) -> tuple[wandb.Run, int]:
         """The run and the last step that W&B has of it, -1 for none."""
+        if self.mode == "online":
+            check_reachable()
         try:
             run = wandb.init(
                 mode=self.mode,  # type: ignore[arg-type]
@@ -187,6 +211,8 @@ def _answer(sender: Sender, request: dict[str, Any]) -> dict[str, Any]:
             return {"ok": True, "sent": sender.append(job_id, int(request["until"]))}
         if "leave" in request:
             return {"ok": True, "sent": sender.leave(job_id, str(request["leave"]))}
+        if "show" in request:
+            return {"ok": True, "sent": sender.show(request["show"], request["known"])}
         if "verify" in request:
             return {"ok": True, "sent": sender.verify(job_id, str(request["verify"]))}
         return {"ok": True, "sent": sender.send(job_id)}
@@ -202,18 +228,19 @@ def _answer(sender: Sender, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
-    """Answers until stdin ends. A sender whose asker was killed may still be at its last run: the next one waits for it."""
+    """Answers until stdin ends. A sender whose asker was killed may still be at its last run: the next request waits for it."""
     where = json.loads(requests.readline())
     store = open_store(where["home"], read_only=True)
     try:
-        with (Path(where["folder"]) / LOCK_NAME).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            sender = Sender(store, Path(where["folder"]), where["mode"], where["project"], where["init_limit_s"])
-            for line in requests:
-                answers.write(json.dumps(_answer(sender, json.loads(line)), default=str) + "\n")
-                answers.flush()
-            for job_id in list(sender.live):
-                sender.leave(job_id, "preempted")
+        sender = Sender(store, Path(where["folder"]), where["mode"], where["project"], where["init_limit_s"])
+        for line in requests:
+            with (sender.folder / LOCK_NAME).open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                answer = _answer(sender, json.loads(line))
+            answers.write(json.dumps(answer, default=str) + "\n")
+            answers.flush()
+        for job_id in list(sender.live):
+            sender.leave(job_id, "preempted")
     finally:
         store.close()
 

@@ -10,6 +10,7 @@ The generated protobuf modules warn when imported, so wandb is imported here wit
 
 from __future__ import annotations
 
+import importlib
 import json
 import warnings
 from collections.abc import Iterator
@@ -101,7 +102,7 @@ def read_run(path: Path) -> WandbRun:
     """All of a run's file that stands in the store too. Raises CoreError(wandb_file) for one that is no whole file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from wandb.proto import wandb_internal_pb2 as pb
+        pb: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     run = WandbRun()
     for payload in payloads(path.read_bytes()):
         record = pb.Record()

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import wandb
 from PIL import Image
 
@@ -137,7 +138,7 @@ def _moment(point: Point, record: RunRecord) -> dict[str, float]:
 
 def _histograms(extras: Extras) -> dict[str, Any]:
     return {
-        f"weights/{name}": wandb.Histogram(np_histogram=(list(histogram.counts), list(histogram.edges)))
+        f"weights/{name}": wandb.Histogram(np_histogram=(np.array(histogram.counts), np.array(histogram.edges)))
         for name, histogram in extras.histograms.items()
     }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from core.errors import CoreError
 from core.operations.context import Context, Outcome
 from core.operations.images import open_parts
+from core.operations.learned import learned_figures
 from core.operations.models import Loaded, load
 from core.operations.retrain import png
 from core.specs import DataRunSpec, EvaluateSpec
@@ -77,8 +78,9 @@ def judged(
     scores = evaluate_images(reconstruct, pinned, batch_size=spec.batch_size, device=context.device, autocast=autocast, loss=loss)
     context.check()
     seen = perceptual_scores(scores.reconstructions, pinned.images, pinned.content)
-    found = {**scores.per_image, **seen, **({"latent_drift": np.array(drift)} if drift else {})}
-    averages = means(found)
+    learned, of_set, weights = learned_figures(context, scores.reconstructions, pinned)
+    found = {**scores.per_image, **seen, **learned, **({"latent_drift": np.array(drift)} if drift else {})}
+    averages = {**means(found), **of_set}
     protocol = {
         "version": PROTOCOL_VERSION,
         "images_sha256": pinned.digest,
@@ -87,6 +89,7 @@ def judged(
         "dtype": spec.dtype,
         "source": f"{spec.data.kind}:{spec.data.location}",
         "loss": "l1",
+        **({"weights": weights} if weights else {}),
         **of_protocol,
     }
     if "ms_ssim" not in averages:

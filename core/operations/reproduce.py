@@ -3,6 +3,7 @@
 - Each step runs in a scratch store in the job's folder, by the operation and the settings on record, on what the step before it has
   just made: nothing of the record but the baseline's weights goes in, and nothing that is made comes into the store.
 - A baseline whose weights are gone is imported again from the source on record.
+- A model made of a checkpoint (`branch`): its training is run again up to that step, and the model made of what that reaches.
 - A teacher that a spec names by an id which the rerun has not reached is taken from the record; the report says so.
 - A paused, killed or resumed job goes on where it was: the scratch store keeps the finished steps and the checkpoints.
 - Equal weights are promised on the same device with the same number of threads. The number on record is used where there is one.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,7 +26,7 @@ import store as st
 import store.jobs as jobs
 from core import operations
 from core.errors import CoreError
-from core.operations.context import Context, Outcome
+from core.operations.context import Cancelled, Context, Outcome
 from core.operations.models import load
 from core.reproduction import chain_of
 from core.specs import SPECS, ReproduceSpec
@@ -47,9 +48,11 @@ class _Place:
 class StepContext(Context):
     """A step's way to the outside: its files and curves go to the scratch store, all that is asked or told to the job itself."""
 
-    def __init__(self, outer: Context, scratch: Store, job: JobRow, place: _Place) -> None:
+    def __init__(self, outer: Context, scratch: Store, job: JobRow, place: _Place, stop_at: int | None = None) -> None:
         super().__init__(scratch, job, outer.settings)
-        self.outer, self.place = outer, place
+        self.outer, self.place, self.stop_at = outer, place, stop_at
+        self.stopped = False
+        """Whether the step's own end, not the user, ended it."""
 
     def log(self, level: str, message: str) -> None:
         super().log(level, message)
@@ -63,6 +66,9 @@ class StepContext(Context):
         asked = self.outer.poll()
         if asked == "checkpoint":
             jobs.acknowledge(self.outer.store, self.outer.job, "checkpoint")
+        if asked == "run" and self.stop_at is not None and steps_done is not None and steps_done >= self.stop_at:
+            self.stopped = True
+            return "cancel"
         return asked
 
     def wait_paused(self) -> Literal["run", "cancel", "release"]:
@@ -127,7 +133,15 @@ def recorded_threads(store: Store, row: ModelRow) -> int | None:
 
 def _recorded(store: Store, row: ModelRow, key: str) -> Any:
     job = _job(store, row)
+    if job is not None and job.operation == "branch" and key == "threads":
+        job = _training(store, job.spec)
     return None if job is None else job.result.get(key, job.device if key == "device" else None)
+
+
+def _training(store: Store, spec: Mapping[str, Any]) -> JobRow | None:
+    """The retraining that a `branch` took a checkpoint of; None where it is not in the store."""
+    found = store.rows("SELECT id FROM job WHERE id=?", (spec.get("job", ""),))
+    return jobs.get_job(store, found[0][0]) if found else None
 
 
 def _job(store: Store, row: ModelRow) -> JobRow | None:
@@ -164,17 +178,25 @@ def _again(context: Context, scratch: Store, row: ModelRow, made: dict[str, str]
         if operation not in SPECS:
             raise CoreError(f"{row.name} was made by “{operation}”, which cannot be run again.", code="unknown_operation",
                             given=operation, legal=sorted(SPECS))  # fmt: skip
-        _teacher(context.store, scratch, row, values, made, notes)
-        _one_process(values, notes)
-        _losses(context.store, scratch, values)
-        spec = SPECS[operation].model_validate(values).model_dump(mode="json")
         parent = made[row.parent_id] if row.parent_id is not None else None
+        if operation == "branch":
+            values["job"] = _train_to(context, scratch, row, values, made, place, notes)
+        else:
+            _fit(context.store, scratch, row, values, made, notes)
+        spec = SPECS[operation].model_validate(values).model_dump(mode="json")
         job = jobs.submit(scratch, operation, spec, parent=parent, device=context.device, name=f"again {row.id}")
     else:  # a killed or paused attempt
         jobs.requeue_orphans(scratch, context.device)
         if jobs.get_job(scratch, job).state not in ("queued",):
             jobs.resume(scratch, job)
     return _perform(context, scratch, place)
+
+
+def _fit(store: Store, scratch: Store, row: ModelRow, values: dict[str, Any], made: dict[str, str], notes: list[str]) -> None:
+    """A recorded spec, made to run in the scratch store and in this process."""
+    _teacher(store, scratch, row, values, made, notes)
+    _one_process(values, notes)
+    _losses(store, scratch, values)
 
 
 def _one_process(values: dict[str, Any], notes: list[str]) -> None:
@@ -191,14 +213,56 @@ def _losses(store: Store, scratch: Store, values: dict[str, Any]) -> None:
         scratch.blobs.put_bytes(store.blobs.read(digest))
 
 
-def _perform(context: Context, scratch: Store, place: _Place) -> JobRow:
-    """Claims the scratch store's one queued job and runs it here."""
+def _train_to(
+    context: Context,
+    scratch: Store,
+    row: ModelRow,
+    values: Mapping[str, Any],
+    made: dict[str, str],
+    place: _Place,
+    notes: list[str],
+) -> str:
+    """The training of a model that was made of a checkpoint, run again up to the checkpoint's step; its job in the scratch store."""
+    step, name = int(values["step"]), f"training of {row.id}"
+    training = next((job for job in jobs.list_jobs(scratch, None, None) if job.name == name), None)
+    if training is None:
+        record = _training(context.store, values)
+        spec = dict(record.spec if record is not None else values["training"])
+        spec.pop("operation", None)
+        _fit(context.store, scratch, row, spec, made, notes)
+        assert row.parent_id is not None, "a checkpoint is of a training, which has a parent"
+        full = SPECS["retrain"].model_validate(spec).model_dump(mode="json")
+        training = jobs.submit(scratch, "retrain", full, parent=made[row.parent_id], device=context.device, name=name)
+    elif not _reached(scratch, training, step):  # a killed or paused attempt
+        jobs.requeue_orphans(scratch, context.device)
+        if jobs.get_job(scratch, training).state != "queued":
+            jobs.resume(scratch, training)
+    if not _reached(scratch, training, step):
+        _perform(context, scratch, place, stop_at=step)
+    if not _reached(scratch, training, step):
+        raise CoreError(
+            f"The training of {row.name} ended before step {step} when it was run again.", code="no_checkpoint", given=step,
+            next="Reproduce the model that the training ended with: its log tells why it ends.",
+        )  # fmt: skip
+    return training.id
+
+
+def _reached(scratch: Store, training: JobRow, step: int) -> bool:
+    return any(found.step == step and found.folder.is_dir() for found in st.checkpoints.list_checkpoints(scratch, training))
+
+
+def _perform(context: Context, scratch: Store, place: _Place, stop_at: int | None = None) -> JobRow:
+    """Claims the scratch store's one queued job and runs it here; a training that is to stop at a step ends there, cancelled."""
     claimed = jobs.claim(scratch, context.device)
     assert claimed is not None
     job = jobs.set_running(scratch, claimed, os.getpid(), psutil.Process().create_time())
-    inner = StepContext(context, scratch, job, place)
+    inner = StepContext(context, scratch, job, place, stop_at)
     try:
         outcome = operations.load(job.operation).run(SPECS[job.operation].model_validate(job.spec), inner)
+    except Cancelled:
+        if not inner.stopped:
+            raise
+        return jobs.cancelled(scratch, job)
     finally:
         inner.close()
     return jobs.complete(scratch, job, model=outcome.model, scores=outcome.scores, result=outcome.result)

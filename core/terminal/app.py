@@ -237,10 +237,13 @@ compare_verbs.add_to(app)
 
 
 @app.command()
-def lineage() -> None:
-    """The tree of models."""
+def lineage(
+    search: Annotated[str, typer.Option(help="Words, or tests such as 'psnr_db > 30 and decode_ms < 5', 'tag = small'.")] = "",
+) -> None:
+    """The tree of models, or those of it that a search fits."""
     manager = state.manager()
-    lines = output.lineage_lines(manager)
+    fits = {leaf.id for leaf in manager.forest().find(search)}
+    lines = [(depth, model) for depth, model in output.lineage_lines(manager) if model.id in fits]
     if state.json:
         output.emit([{"depth": depth, **model.to_json()} for depth, model in lines])
         return

@@ -1,4 +1,4 @@
-"""`python -m core mirror status | sync | verify | set`: the Weights & Biases mirror on a terminal."""
+"""`python -m core mirror status | sync | verify | report | set`: the Weights & Biases mirror on a terminal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from core import mirror
 from core.mirror.verifying import verify_target
+from core.mirror.views import show_models
 from core.terminal import output
 
 app = typer.Typer(help="The Weights & Biases mirror: a one-way replay of the store.", no_args_is_help=True)
@@ -80,6 +81,25 @@ def verify(mode: Mode = None, folder: Folder = None) -> None:
         output.console.print(f"{runs}. {said}", markup=False, highlight=False)
     if report.problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    models: Annotated[list[str], typer.Argument(help="Ids, names or aliases of the models to compare.")],
+    mode: Mode = None,
+    folder: Folder = None,
+) -> None:
+    """A comparison as a W&B Report and a workspace view: written as files, saved to W&B where the mode sends."""
+    from core.terminal.app import state
+
+    manager = state.manager()
+    chosen = manager.mirror_settings()
+    made = show_models(manager.store, models, mode or chosen.mirror, folder, project=chosen.wandb_project)
+    if state.json:
+        output.emit(made.to_json())
+        return
+    for line in (*made.urls.values(), *made.files.values(), made.message):
+        output.console.print(line, markup=False, highlight=False)
 
 
 @app.command("set")

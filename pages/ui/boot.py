@@ -29,10 +29,19 @@ def _manager() -> ModelManager:
     made = ModelManager()
     prepare(made)
     made.warm()
-    # Streamlit collects garbage after each fragment run: 123 ms a refresh, 10 ms once what is loaded is frozen.
+    settle()
+    return made
+
+
+def settle() -> None:
+    """Leaves what is loaded now out of garbage collection (it still goes when nothing refers to it).
+
+    Streamlit collects after each fragment run: 123 ms a refresh, 10 ms once what is loaded is frozen. What an earlier call froze is
+    looked through once more, so that ended sessions do not pile up.
+    """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
-    return made
 
 
 def boot(title: str) -> ModelManager:

@@ -11,6 +11,7 @@ from core.compare import METRICS, Comparison
 from core.model_manager import ModelManager
 from core.quality import difference_text, interval_text, shown_metrics
 from pages.ui.chain import PALETTE
+from pages.ui.figures import column_widths
 
 START_WEIGHTS = {"psnr_db": 1.0, "foreground_psnr_db": 1.0, "decode_ms": 1.0, "parameters": 0.5}
 """Where the sliders stand at first; every other figure is at 0."""
@@ -30,23 +31,25 @@ def quality_section(manager: ModelManager, comparison: Comparison) -> None:
             "Against", refs, index=refs.index(first.reference), format_func=lambda ref: names[ref], width=420
         )
     found = first if reference == first.reference else manager.quality(comparison, reference)
-    table = []
+    titles = {ref: f"{names[ref]} ({ref[:8]})" for ref in refs}
+    table: list[dict[str, str]] = []
     for key in shown_metrics(found, refs):
-        metric, line = METRICS[key], {"": METRICS[key].title}
-        for ref in refs:
-            own, away = found.intervals.get(ref, {}).get(key), found.differences.get(ref, {}).get(key)
-            parts = [] if own is None else [interval_text(metric, own)]
-            parts += [] if away is None else [difference_text(metric, away)]
-            line[f"{names[ref]} ({ref[:8]})"] = "\n".join(parts) or "–"
-        table.append(line)
-    st.dataframe(
-        pd.DataFrame(table), hide_index=True, height="content", row_height=56 if found.differences else None,
-        column_config={"": st.column_config.Column(width=190, pinned=True)},
-    )  # fmt: skip
+        metric = METRICS[key]
+        own = {ref: found.intervals.get(ref, {}).get(key) for ref in refs}
+        away = {ref: found.differences.get(ref, {}).get(key) for ref in refs}
+        means = {ref: "–" if (one := own[ref]) is None else interval_text(metric, one) for ref in refs}
+        table.append({"": metric.title, **{titles[ref]: text for ref, text in means.items()}})
+        if any(one is not None for one in away.values()):
+            told = {ref: "" if (one := away[ref]) is None else difference_text(metric, one) for ref in refs}
+            table.append({"": "   difference", **{titles[ref]: text for ref, text in told.items()}})
+    st.dataframe(pd.DataFrame(table), hide_index=True, height="content", column_config=column_widths(table))
     st.caption(
         "Mean [95 % bootstrap interval]; below it the difference, paired by image, with its interval, Cohen's d and p (sign-flip test, "
         "Holm-corrected over the models). Frames of one episode are alike, so over new episodes the intervals would be wider."
     )
+    off = manager.figures_off()
+    if off:
+        st.caption(f"Off here: {', '.join(off)}.", help="\n\n".join(off.values()))
     for note in found.notes:
         st.warning(note)
 

@@ -12,6 +12,7 @@ from core.model_manager import ModelManager
 from core.quality import interval_text
 from core.specs import DataRunSpec, InferSpec
 from pages.ui.boot import guarded, job_bar, show_error
+from pages.ui.figures import column_widths
 from pages.ui.forms import spec_form
 from store import ModelRow
 
@@ -44,10 +45,7 @@ def runs_section(manager: ModelManager, models: list[ModelRow]) -> None:
     refs = [model.id for model in models]
     table = _beside(manager, refs)
     if table:
-        st.dataframe(
-            pd.DataFrame(table), hide_index=True, height="content",
-            column_config={"images": st.column_config.Column(width=260, pinned=True), "model": st.column_config.Column(width=220)},
-        )  # fmt: skip
+        st.dataframe(pd.DataFrame(table), hide_index=True, height="content", column_config=column_widths(table, 260))
         st.caption(
             "Mean [95 % bootstrap interval]. Models compare within one block; a test run is never ranked with the pinned images."
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from core.compare import METRICS, Comparison, Figure
+from core.compare import METRICS, UNCHANGED, Comparison, Figure
 from core.model_manager import ModelManager
 from store import ModelRow
 
@@ -19,13 +19,23 @@ def change_text(figure: Figure) -> str | None:
     """Both changes in one line, or None where there is nothing to compare with."""
     changes = {"baseline": figure.against_baseline, "parent": figure.against_parent}
     texts = {
-        name: "unchanged" if abs(value) < 5e-4 else figure.change_text(value)
+        name: "unchanged" if abs(value) < UNCHANGED else figure.change_text(value)
         for name, value in changes.items()
         if value is not None
     }
     if len(texts) == 2 and len(set(texts.values())) == 1:
         return texts["baseline"] if texts["baseline"] == "unchanged" else f"{texts['baseline']} baseline and parent"
     return " · ".join(f"as its {name}" if text == "unchanged" else f"{text} {name}" for name, text in texts.items()) or None
+
+
+def column_widths(table: list[dict[str, str]], first: int = 190) -> dict[str, Any]:
+    """Columns as wide as their longest text, so that nothing is cut off: a wide table scrolls beside its first column."""
+    found = {}
+    for name in dict.fromkeys(key for row in table for key in row):
+        longest = max(len(text) for text in (name, *(row.get(name, "") for row in table)))
+        found[name] = st.column_config.Column(width=round(longest * 6.5) + 24)
+    pinned = next(iter(found))
+    return {**found, pinned: st.column_config.Column(width=first, pinned=True)}
 
 
 def headline(manager: ModelManager, row: ModelRow, *, keys: tuple[str, ...] = HEADLINE, per_row: int = 5) -> Comparison:
@@ -112,5 +122,5 @@ def pictures(manager: ModelManager, row: ModelRow, *, count: int = 8) -> None:
     st.caption("Originals above, reconstructions below.")
     columns = st.columns(count)
     for place, (original, made) in zip(columns, found[:count], strict=False):
-        place.image(original, width="stretch")
-        place.image(made, width="stretch")
+        place.image(original, width="stretch", output_format="PNG")
+        place.image(made, width="stretch", output_format="PNG")

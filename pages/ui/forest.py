@@ -1,17 +1,22 @@
 """The forest from left to right in native ECharts: labelled around one model, or all of it as an overview; clickable.
 
-10,000 models go to the browser as arrays of four numbers each, not as objects; colour and size by a figure are done there, by
-`visualMap`. A click comes back as (series, index), so `Drawing` keeps which model each stands for.
+Hundreds of models are objects with names; colour and size by a figure are done in the browser, by `visualMap`. Thousands are pairs of
+numbers in series of one colour and one size each, which ECharts draws as one shape (`large`): ten thousand shapes take seconds.
+A click comes back as (series, index), so `Drawing` keeps which model each stands for.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from core.compare import METRICS
+from core.compare import METRICS, Metric
 from core.forest import Forest
+from pages.ui.boot import settle
 from pages.ui.tree import COLOURS, layout
 from store.forest import Leaf
 
@@ -20,6 +25,10 @@ GRADIENT = ["#3b528b", "#21918c", "#5ec962", "#fde725"]
 UNKNOWN = "#9aa5a0"
 """Of models that lack the figure."""
 RING = "#f5a623"
+LARGE = 1000
+"""More models than this are drawn as one shape a colour and size."""
+SIZES, SHADES = 4, 12
+"""Steps of size and of colour there."""
 FEW = 40
 """So many models have room for a label each, with their size."""
 
@@ -51,6 +60,35 @@ def draw(
     fits: set[str] | None = None,
 ) -> Drawing:  # fmt: skip
     """`models` with `chosen` ringed; those that are not in `fits` (None: all are) are pale."""
+    if models is forest.models:
+        drawing, place, largest = _whole(forest, colour, size, None if fits is None else frozenset(fits))
+    else:
+        drawing, place, largest = _drawn(forest, models, colour, size, fits)
+    if chosen not in place:
+        return drawing
+    row, depth = place[chosen]
+    ring = {"type": "scatter", "data": [[depth, row]], "symbol": "circle", "symbolSize": largest + 10, "silent": True,
+            "z": 3, "animation": False, "itemStyle": {"color": "transparent", "borderColor": RING, "borderWidth": 3},
+            "tooltip": {"show": False}}  # fmt: skip
+    options = {**drawing.options, "series": [*drawing.options["series"], ring]}
+    return Drawing(options, drawing.height, drawing.series)
+
+
+Place = Mapping[str, tuple[float, int]]
+
+
+@lru_cache(maxsize=4)
+def _whole(forest: Forest, colour: str, size: str, fits: frozenset[str] | None) -> tuple[Drawing, Place, float]:
+    """The drawing of all models, kept: a click moves the ring only, and a forest is the same object until the store changes."""
+    found = _drawn(forest, forest.models, colour, size, fits)
+    settle()
+    return found
+
+
+def _drawn(
+    forest: Forest, models: Sequence[Leaf], colour: str, size: str, fits: AbstractSet[str] | None
+) -> tuple[Drawing, Place, float]:
+    """All but the ring, the place of each model as (row, depth), and pixels of the largest symbol."""
     place = layout(models)
     rows = max((row for row, _ in place.values()), default=0.0) + 1
     deepest = max((depth for _, depth in place.values()), default=0)
@@ -60,35 +98,25 @@ def draw(
     shades = None if colour == OPERATION else forest.range_of(colour, (leaf.id for leaf in models))
     series: list[dict[str, Any]] = [_edges(models, place)]
     shown: dict[int, list[str]] = {}
+    many = len(models) > LARGE
     for title, paint, members in _groups(models, forest, colour, fits):
-        shown[len(series)] = [leaf.id for leaf in members]
-        series.append(_nodes(title, paint, members, forest, place, colour, size, len(models), faint=title == "does not fit"))
-    painted = [n for n, s in enumerate(series) if s["type"] == "scatter"]
-    maps: list[dict[str, Any]] = []
-    if bounds is not None:
-        low, high = bounds
-        sizes = [smallest, largest] if high > low else [(smallest + largest) / 2] * 2
-        for number in painted:
-            # A map that names no colour would paint by size, in the theme's gradient.
-            paints = [series[number]["color"]] * 2
-            maps.append({"type": "continuous", "show": False, "dimension": 2, "min": low, "max": high, "seriesIndex": [number],
-                         "inRange": {"symbolSize": sizes, "color": paints},
-                         "outOfRange": {"symbolSize": smallest, "color": paints}})  # fmt: skip
-    metric = METRICS.get(colour)
-    if shades is not None and metric is not None:
-        low, high = shades
-        coloured = [n for n in painted if series[n]["name"] == metric.title]
-        maps.append({"type": "continuous", "dimension": 3, "min": low, "max": high, "seriesIndex": coloured, "right": 0, "top": 30,
-                     "itemHeight": 110, "itemWidth": 12, "calculable": False, "inRange": {"color": GRADIENT},
-                     "text": [metric.text(high), metric.text(low)]})  # fmt: skip
-    if chosen in place:
-        row, depth = place[chosen]
-        series.append({"type": "scatter", "data": [[depth, row]], "symbol": "circle", "symbolSize": largest + 10, "silent": True,
-                       "z": 3, "animation": False, "itemStyle": {"color": "transparent", "borderColor": RING, "borderWidth": 3},
-                       "tooltip": {"show": False}})  # fmt: skip
+        faint = title == "does not fit"
+        if not many:
+            shown[len(series)] = [leaf.id for leaf in members]
+            series.append(_nodes(title, paint, members, forest, place, colour, size, len(models), faint=faint))
+            continue
+        painted = colour != OPERATION and title == METRICS[colour].title
+        for part, pixels, tone in _steps(
+            members, forest, (size, bounds, smallest, largest), (colour, shades) if painted else None
+        ):
+            shown[len(series)] = [leaf.id for leaf in part]
+            series.append(_shape(title, tone or paint, part, place, pixels, faint=faint))
+    maps = [] if many else _size_maps(series, bounds, smallest, largest)
+    if shades is not None:
+        maps.append(_scale(series, METRICS[colour], shades, within=not many))
     options = {
-        "legend": {"data": [s["name"] for s in series if s.get("name")], "top": 0},
-        "tooltip": {"formatter": "{b}"},
+        "legend": {"data": list(dict.fromkeys(s["name"] for s in series if s.get("name"))), "top": 0},
+        "tooltip": {"formatter": "{b}", "show": not many},
         "grid": {"left": 10, "right": 90 if shades is not None else 10, "top": 40, "bottom": 10},
         "xAxis": {"type": "value", "show": False, "min": -0.5, "max": deepest + 0.5},
         "yAxis": {"type": "value", "show": False, "inverse": True, "min": -0.8, "max": rows - 0.4},
@@ -97,17 +125,91 @@ def draw(
         "series": series,
         "animation": False,
     }
-    return Drawing(options, height, shown)
+    return Drawing(options, height, shown), place, largest
+
+
+def _size_maps(
+    series: Sequence[dict[str, Any]], bounds: tuple[float, float] | None, smallest: float, largest: float
+) -> list[dict[str, Any]]:
+    """Size by the third number of each point."""
+    if bounds is None:
+        return []
+    low, high = bounds
+    sizes = [smallest, largest] if high > low else [(smallest + largest) / 2] * 2
+    maps: list[dict[str, Any]] = []
+    for number, one in enumerate(series):
+        if one["type"] == "scatter":
+            # A map that names no colour would paint by size, in the theme's gradient.
+            paints = [one["color"]] * 2
+            maps.append({"type": "continuous", "show": False, "dimension": 2, "min": low, "max": high, "seriesIndex": [number],
+                         "inRange": {"symbolSize": sizes, "color": paints},
+                         "outOfRange": {"symbolSize": smallest, "color": paints}})  # fmt: skip
+    return maps
+
+
+def _scale(series: Sequence[dict[str, Any]], metric: Metric, shades: tuple[float, float], *, within: bool) -> dict[str, Any]:
+    """The bar that says which colour is which value; `within`: it paints too, by the fourth number of each point."""
+    low, high = shades
+    coloured = [n for n, s in enumerate(series) if s.get("name") == metric.title] if within else []
+    return {"type": "continuous", "dimension": 3, "min": low, "max": high, "seriesIndex": coloured, "right": 0, "top": 30,
+            "itemHeight": 110, "itemWidth": 12, "calculable": False, "inRange": {"color": GRADIENT},
+            "text": [metric.text(high), metric.text(low)]}  # fmt: skip
+
+
+def _level(value: float | None, bounds: tuple[float, float] | None, count: int) -> int:
+    """Which of `count` equal steps between the bounds a value lies in; 0 where it is not known."""
+    if value is None or bounds is None or bounds[1] <= bounds[0]:
+        return 0
+    return min(count - 1, int((value - bounds[0]) / (bounds[1] - bounds[0]) * count))
+
+
+def _tone(level: int) -> str:
+    """The colour in the middle of one of `SHADES` steps of the gradient."""
+    at = (level + 0.5) / SHADES * (len(GRADIENT) - 1)
+    first, share = int(at), at - int(at)
+    pairs = [(int(GRADIENT[first][n : n + 2], 16), int(GRADIENT[first + 1][n : n + 2], 16)) for n in (1, 3, 5)]
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
+
+
+def _steps(
+    members: Sequence[Leaf], forest: Forest, sized: tuple[str, tuple[float, float] | None, float, float],
+    shaded: tuple[str, tuple[float, float] | None] | None,
+) -> list[tuple[list[Leaf], float, str | None]]:  # fmt: skip
+    """(models, pixels, colour or None) of each step of size and colour."""
+    size, bounds, smallest, largest = sized
+    steps: dict[tuple[int, int], list[Leaf]] = defaultdict(list)
+    for leaf in members:
+        own = forest.figures[leaf.id]
+        shade = _level(own.get(shaded[0]), shaded[1], SHADES) if shaded is not None else -1
+        steps[_level(own.get(size), bounds, SIZES), shade].append(leaf)
+    return [
+        (part, smallest + (largest - smallest) * level / (SIZES - 1), _tone(shade) if shaded is not None else None)
+        for (level, shade), part in sorted(steps.items(), key=lambda found: found[0])
+    ]
+
+
+def _shape(title: str, paint: str, members: Sequence[Leaf], place: Place, pixels: float, *, faint: bool) -> dict[str, Any]:
+    """A scatter series that is drawn as one shape."""
+    return {
+        "type": "scatter", "name": title, "selectedMode": "single", "large": True, "largeThreshold": 1, "symbolSize": round(pixels, 2),
+        "data": [[place[leaf.id][1], round(place[leaf.id][0], 1)] for leaf in members], "color": paint, "z": 2, "animation": False,
+        "itemStyle": {"opacity": 0.25 if faint else 1.0}, "emphasis": {"disabled": True},
+    }  # fmt: skip
 
 
 def _symbols(pixels_a_row: float, count: int) -> tuple[float, float]:
-    """Pixels of the smallest and the largest symbol: they overlap a little in an overview, and never where there is room."""
-    largest = min(26.0, max(6.0, pixels_a_row * 0.8)) if count <= 2000 else 6.0
+    """Pixels of the smallest and the largest symbol: they overlap a little in an overview, and never where there is room.
+
+    Of thousands all are under 4 pixels: ECharts fills those as plain squares, and only larger ones as paths.
+    """
+    if count > LARGE:
+        return 2.0, 3.9
+    largest = min(26.0, max(6.0, pixels_a_row * 0.8))
     return max(3.0, largest * 0.4), largest
 
 
 def _groups(
-    models: Sequence[Leaf], forest: Forest, colour: str, fits: set[str] | None
+    models: Sequence[Leaf], forest: Forest, colour: str, fits: AbstractSet[str] | None
 ) -> list[tuple[str, str, list[Leaf]]]:  # fmt: skip
     """(title, colour, models) of each series: one an operation, or those that have the figure and those that lack it."""
     inside = [leaf for leaf in models if fits is None or leaf.id in fits]
@@ -128,7 +230,7 @@ def _nodes(
     title: str, paint: str, members: list[Leaf], forest: Forest, place: Mapping[str, tuple[float, int]], colour: str, size: str,
     count: int, *, faint: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """A scatter series. Few models are objects with a name and a label; many are plain numbers."""
+    """A scatter series. Few models are objects with a name and a label; more are plain numbers."""
     values = []
     for leaf in members:
         row, depth = place[leaf.id]
@@ -148,8 +250,6 @@ def _nodes(
         "type": "scatter", "name": title, "selectedMode": "single", "data": data, "color": paint, "z": 2, "animation": False,
         "itemStyle": {"opacity": 0.25 if faint else 1.0}, "label": {"position": "top", "fontSize": 11, "distance": 4},
         "labelLayout": {"hideOverlap": True}, "symbolSize": 5,
-        # Hundreds of strokes on a hover cost more than they tell.
-        "emphasis": {"disabled": count > 2000},
     }  # fmt: skip
 
 
@@ -158,12 +258,28 @@ def _label(forest: Forest, leaf: Leaf, size: str) -> str:
     return "" if value is None else METRICS[size].text(value)
 
 
-def _edges(models: Sequence[Leaf], place: Mapping[str, tuple[float, int]]) -> dict[str, Any]:
-    """Parent to child as an elbow. All of them are one broken line: thousands of separate ones take seconds."""
-    points: list[list[float | None]] = []
+def _edges(models: Sequence[Leaf], place: Place) -> dict[str, Any]:
+    """Parent to child as an elbow. All of them are one broken line: thousands of separate ones take seconds.
+
+    A parent has one stem and one bracket around its first and last child, which is less to send than an elbow a child.
+    """
+    ends: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for leaf in models:
         if leaf.parent_id is not None and leaf.parent_id in place:
-            (y, x), (to_y, to_x) = place[leaf.parent_id], place[leaf.id]
-            points += [[x, y], [x + 0.5, y], [x + 0.5, to_y], [to_x, to_y], [None, None]]
+            row, depth = place[leaf.id]
+            ends[leaf.parent_id].append((round(row, 1), depth))
+    gap: list[float | None] = [None, None]
+    points: list[list[float | None]] = []
+    for parent, below in ends.items():
+        row, depth = place[parent]
+        middle = depth + 0.5
+        first, last = min(below), max(below)
+        points += [[depth, round(row, 1)], [middle, round(row, 1)]]
+        if len(below) > 1:
+            points += [gap, [first[1], first[0]], [middle, first[0]]]
+        points += [[middle, last[0]], [last[1], last[0]], gap]
+        for to_row, to_depth in below:
+            if (to_row, to_depth) not in (first, last):
+                points += [[middle, to_row], [to_depth, to_row], gap]
     return {"type": "line", "data": points, "symbol": "none", "silent": True, "z": 1, "connectNulls": False, "animation": False,
             "lineStyle": {"color": "#8aa394", "width": 1.5 if len(models) <= 2000 else 0.6}, "tooltip": {"show": False}}  # fmt: skip

@@ -79,7 +79,7 @@ def _draw(manager: ModelManager, row: ModelRow, data: dict[str, Any], image_size
         )  # fmt: skip
         chosen = [rows[place]["row"] for place in event.selection.rows]  # type: ignore[attr-defined]
         for place, name in zip(st.columns(8), chosen[:8], strict=False):
-            place.image(manager.training_frame(spec, name), caption=name, width="stretch")
+            place.image(manager.training_frame(spec, name), caption=name, width="stretch", output_format="PNG")
         _actions(chosen)
         if chosen:
             _tagging(manager, spec, chosen)

@@ -19,26 +19,34 @@ _MODE_HELP = (
 def mirror_line(_manager: ModelManager) -> None:
     """One line, with the last problem below it; what a key that has just come lets go is started from here."""
     with guarded():
+        with st.container(horizontal=True, vertical_alignment="center"):
+            line = st.empty()
+            with st.popover("W&B mirror", icon=":material/cloud_sync:", type="tertiary"), guarded():
+                _choice(_manager, _manager.mirror_view())
         _manager.ensure_mirror()
         view = _manager.mirror_view()
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.caption(view.line)
-            with st.popover("W&B mirror", icon=":material/cloud_sync:", type="tertiary"):
-                _choice(_manager, view)
+        line.caption(view.line)
         if view.problem is not None:
             show_error(view.problem)
 
 
 def _choice(manager: ModelManager, view: MirrorView) -> None:
+    """Mode and project, each kept as soon as it is changed."""
     st.caption("A copy of every finished run, for those who share them. The record here never waits for it.")
+    # A key for each value: what is changed elsewhere (a terminal) is shown here, and not set back.
     mode = st.selectbox(
-        "mode", MODES, index=MODES.index(view.mode), key="mirror-mode", help=_MODE_HELP, disabled="mirror" in view.fixed
+        "mode", MODES, MODES.index(view.mode), key=f"mirror-mode-{view.mode}", help=_MODE_HELP, disabled="mirror" in view.fixed
     )
     project = st.text_input(
-        "project", view.project, key="mirror-project", help="The W&B project.", disabled="wandb_project" in view.fixed
+        "project",
+        view.project,
+        key=f"mirror-project-{view.project}",
+        help="Its name at W&B.",
+        disabled="wandb_project" in view.fixed,
     )
     if view.fixed:
         st.caption("What is greyed out is set in the environment or in offshoot.toml.")
-    if (mode, project) != (view.mode, view.project):
-        manager.set_mirror(None if mode == view.mode else mode, None if project == view.project else project)
-        st.rerun(scope="fragment")
+    if mode != view.mode:
+        manager.set_mirror(mode=mode)
+    if project != view.project:
+        manager.set_mirror(project=project)

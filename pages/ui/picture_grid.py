@@ -1,4 +1,7 @@
-"""Images of a comparison: a grid with what got worse first, and a close look at any two of them."""
+"""Images of a comparison: a grid with what got worse first, and a close look at any two of them.
+
+Pictures go to the browser as PNG: by itself Streamlit makes JPEGs of them, whose errors would look like the model's.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import streamlit as st
 
 from core.compare import Comparison
 from core.model_manager import ModelManager
+from core.quality import reference_of
 from core.seeing import ImageLine, image_lines, reconstruction, split_picture, zoomed
 from core.specs import MOST_RECONSTRUCTING
 from core.views import png_difference
@@ -20,7 +24,7 @@ def images_section(manager: ModelManager, comparison: Comparison) -> None:
     """Rows are images, columns models."""
     st.subheader("Images")
     names = {model.id: model.name for model in comparison.models}
-    reference = manager.quality(comparison).reference
+    reference = reference_of(comparison)
     lines = image_lines(manager.store, comparison, reference)
     if not lines:
         st.caption("No model shown has reconstructions yet: *Validate*, below, makes them.")
@@ -33,14 +37,19 @@ def images_section(manager: ModelManager, comparison: Comparison) -> None:
     for line in lines if every else lines[:MOST_ROWS]:
         places = st.columns(max(4, 1 + len(names)))  # two alone would fill a screen each
         original = manager.store.blobs.read(line.original)
-        places[0].image(original, caption=ORIGINAL, width="stretch")
+        places[0].image(original, caption=ORIGINAL, width="stretch", output_format="PNG")
         for place, ref in zip(places[1:], names, strict=False):
             if ref not in line.made:
                 place.caption(f"{names[ref]}: not evaluated on these images")
                 continue
             made = manager.store.blobs.read(line.made[ref])
             psnr = f" · {line.psnr_db[ref]:.2f} dB" if ref in line.psnr_db else ""
-            place.image(png_difference(original, made) if errors else made, caption=f"{names[ref]}{psnr}", width="stretch")
+            place.image(
+                png_difference(original, made) if errors else made,
+                caption=f"{names[ref]}{psnr}",
+                width="stretch",
+                output_format="PNG",
+            )
     _closer(manager, lines, names)
 
 
@@ -68,7 +77,7 @@ def _closer(_manager: ModelManager, lines: list[ImageLine], names: dict[str, str
             down = st.slider("Down", 0.0, 1.0, 0.5, 0.05, key="closer-down")
     pngs = [_manager.store.blobs.read(line.original if ref == ORIGINAL else line.made[ref]) for ref in (left, right)]
     parts = [zoomed(png, zoom, across, down) for png in pngs]
-    shown.image(split_picture(*parts, share / 100), caption=f"{said(left)} | {said(right)}", width=512)
+    shown.image(split_picture(*parts, share / 100), caption=f"{said(left)} | {said(right)}", width=512, output_format="PNG")
 
 
 def upload_section(manager: ModelManager, comparison: Comparison) -> None:
@@ -98,7 +107,12 @@ def _reconstructed(_manager: ModelManager, job: str, names: dict[str, str]) -> N
             st.caption("Being reconstructed…")
             return
         places = st.columns(max(4, 1 + len(found.models)))
-        places[0].image(zoomed(found.original, 1), caption=ORIGINAL, width="stretch")
+        places[0].image(zoomed(found.original, 1), caption=ORIGINAL, width="stretch", output_format="PNG")
         for place, (ref, psnr, made, latents) in zip(places[1:], found.models, strict=False):
-            place.image(zoomed(made, 1), caption=f"{names.get(ref, ref)} · {psnr:.2f} dB", width="stretch")
-            place.image(zoomed(latents, 1), caption="latent channels, each from its least to its largest", width="stretch")
+            place.image(zoomed(made, 1), caption=f"{names.get(ref, ref)} · {psnr:.2f} dB", width="stretch", output_format="PNG")
+            place.image(
+                zoomed(latents, 1),
+                caption="latent channels, each from its least to its largest",
+                width="stretch",
+                output_format="PNG",
+            )

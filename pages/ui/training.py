@@ -81,10 +81,12 @@ def image_preview(manager: ModelManager, values: dict[str, Any]) -> None:
                 st.caption("A hub data set is read when the training begins: there is nothing to show yet.")
             for preview in found:
                 places = st.columns(5)
-                places[0].image(preview.plain, caption="resized", width="stretch")
+                places[0].image(preview.plain, caption="resized", width="stretch", output_format="PNG")
                 for number, (target, seen) in enumerate(preview.draws):
-                    places[1 + 2 * number].image(seen, caption=f"step {number}: seen", width="stretch")
-                    places[2 + 2 * number].image(target, caption=f"step {number}: to rebuild", width="stretch")
+                    places[1 + 2 * number].image(seen, caption=f"step {number}: seen", width="stretch", output_format="PNG")
+                    places[2 + 2 * number].image(
+                        target, caption=f"step {number}: to rebuild", width="stretch", output_format="PNG"
+                    )
 
 
 def checkpoint_list(manager: ModelManager, job: JobRow) -> None:

@@ -11,6 +11,7 @@ from core.errors import CoreError
 from core.expressions import Subject, parse
 from core.model_manager import ModelManager
 from tests.many_models import fill
+from tests.store.builders import new_model
 
 FIGURES = ("psnr_db", "decode_ms", "parameters", "sparsity")
 SUBJECT = Subject(
@@ -102,6 +103,34 @@ def test_other_images_are_left_out_and_counted(manager):
         st.scores.put_scores(session, ids[3], {"images_sha256": "other"}, "test", {"psnr_db": 99.0})
     forest = manager.forest()
     assert forest.left_out == 1 and "psnr_db" not in forest.figures[ids[3]] and "psnr_db" in forest.figures[ids[4]]
+
+
+def test_milliseconds_of_another_device_are_never_beside_these(manager):
+    ids = fill(manager.store, 30)
+    before = manager.forest()
+    other = {"device": "cuda:0", "device_name": "fast", "dtype": "float32", "image_size": 128, "batch_size": 1, "threads": 2}
+    run = {**other, "models": [{"model_id": ids[3], "decode_ms": 0.01}, {"model_id": ids[4], "decode_ms": 0.02}]}
+    st.scores.put_measurement(manager.store, run)
+    forest = manager.forest()
+    assert forest is not before and forest.cost_left_out == 0
+    assert {ref: forest.figures[ref]["decode_ms"] for ref in ids} == {ref: before.figures[ref]["decode_ms"] for ref in ids}
+    extra = st.add_model(manager.store, new_model(manager.store, "measured elsewhere")).id
+    st.scores.put_measurement(manager.store, {**other, "models": [{"model_id": extra, "decode_ms": 0.01}]})
+    forest = manager.forest()
+    assert forest.cost_left_out == 1 and "decode_ms" not in forest.figures[extra] and "parameters" in forest.figures[extra]
+
+
+def test_a_forest_is_read_once_until_anything_changes(manager):
+    ids = fill(manager.store, 10)
+    first = manager.forest()
+    assert manager.forest() is first
+    manager.annotate(ids[2], tag="seen")
+    second = manager.forest()
+    assert second is not first and second.find("tag = seen")[0].id == ids[2]
+    other = st.open_store(manager.store.root)
+    st.set_note(other, ids[3], "from elsewhere")
+    other.close()
+    assert manager.forest().find('note = "from elsewhere"')[0].id == ids[3]
 
 
 def test_focus_is_ancestors_and_nearest_descendants(manager):

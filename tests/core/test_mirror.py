@@ -143,6 +143,7 @@ def no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("WANDB_"):
             monkeypatch.delenv(name)
+    monkeypatch.delenv("OFFSHOOT_MIRROR", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
 
 

@@ -15,6 +15,7 @@ from core.errors import CoreError
 from core.model_manager import ModelManager
 from core.operations.context import Context
 from core.reproduction import chain_of, reproduction_lines
+from core.specs import RetrainSpec
 from tests.core.in_process import InProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +112,36 @@ def test_a_deleted_ancestor_is_made_anew_and_a_lost_baseline_imported_again(benc
         path.with_suffix(".hidden").rename(path)
     assert job.result["identical"] is True
     assert [step["operation"] for step in job.result["steps"]] == ["import", "prune", "retrain"]
+
+
+class AsksForCheckpoints(Context):
+    """Every poll of the training asks for a checkpoint."""
+
+    def poll(self, steps_done: int | None = None):
+        asked = super().poll(steps_done)
+        return "checkpoint" if asked == "run" and steps_done else asked
+
+
+@pytest.mark.parametrize(("step", "weights"), [(3, "trained"), (1, "trained"), (3, "best")])
+def test_a_model_of_a_checkpoint_is_made_again_by_training_up_to_it(bench, chain, step, weights):
+    spec = RetrainSpec.model_validate({**RETRAIN, "ema_decay": 0.5, "seed": 3, "init_lr": 2e-3})
+    known = [job for job in st.jobs.list_jobs(bench.store, ("done",), None) if job.spec == spec.model_dump(mode="json")]
+    if not known:
+        bench.submit("retrain", chain[1], **spec.model_dump(mode="json"))
+        known = [bench.perform(bench.claim(), AsksForCheckpoints)]
+    training = known[0]
+    made = bench.run("branch", chain[1], job=training.id, step=step, weights=weights, training=spec.identity_spec()).model_id
+    job = bench.run("reproduce", made)
+    assert job.result["identical"] is True and [told["made"] for told in job.result["steps"]] == [*chain[:2], made]
+    last = job.result["steps"][-1]
+    assert last["operation"] == "branch" and last["recorded_threads"] == 1
+    if step == 1:
+        log = " ".join(line["message"] for line in bench.log(job))
+        assert "Checkpoint at step 1 (cancel)" in log, "it does not train on beyond what it needs"
+    manager = ModelManager(settings=bench.settings)
+    with pytest.raises(CoreError, match="whole trainings only"):
+        manager.script(made)
+    manager.store.close()
 
 
 def test_a_chain_is_told_parents_first(bench, chain):

@@ -270,6 +270,25 @@ class _Handler(BaseHTTPRequestHandler):
         return {"viewer": {"id": "u1", "entity": ENTITY, "username": ENTITY, "email": "", "admin": False, "flags": "{}",
                            "capabilities": "{}", "teams": teams}}  # fmt: skip
 
+    def _on_GetDefaultEntity(self, _v: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": {"id": "u1", "entity": ENTITY}}
+
+    def _on_GetProjects(self, _v: dict[str, Any]) -> dict[str, Any]:
+        node = {"__typename": "Project", "id": "p1", "name": "offshoot", "entityName": ENTITY, "createdAt": "2026-01-01T00:00:00Z",
+                "isBenchmark": False, "user": None}  # fmt: skip
+        page = {"__typename": "PageInfo", "endCursor": "", "hasNextPage": False}
+        return {"models": {"totalCount": 1, "pageInfo": page, "edges": [{"cursor": "c", "node": node}]}}
+
+    def _save_view(self, v: dict[str, Any]) -> dict[str, Any]:
+        known = v.get("id") or f"view{len(self.wandb.views)}"
+        self.wandb.views[known] = v
+        view = {"id": known, "type": v["type"], "name": v["name"], "displayName": v["displayName"], "description": "",
+                "project": {"id": "p1", "name": v["projectName"], "entityName": v["entityName"]}, "spec": v["spec"],
+                "createdAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-01T00:00:00Z"}  # fmt: skip
+        return {"upsertView": {"view": view, "inserted": not v.get("id")}}
+
+    _on_UpsertView2 = _on_upsertView = _on_UpsertView = _save_view
+
     def _on_UpsertBucket(self, v: dict[str, Any]) -> dict[str, Any]:
         run_id = v["name"]
         if run_id in self.wandb.deleted:

@@ -31,10 +31,10 @@ pytestmark = [
 
 
 class Server:
-    """`streamlit run Home.py` on a free port of 127.0.0.1."""
+    """`streamlit run Home.py` (or another script) on a free port of 127.0.0.1."""
 
-    def __init__(self, settings) -> None:
-        self.settings = settings
+    def __init__(self, settings, script: str = "Home.py") -> None:
+        self.settings, self.script = settings, script
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -49,7 +49,7 @@ class Server:
             "OFFSHOOT_WORKER_IDLE_S": "60",
             "OFFSHOOT_PRESET_IMAGE_SIZE": "32",
         }
-        command = [sys.executable, "-m", "streamlit", "run", "Home.py", "--server.port", str(self.port)]
+        command = [sys.executable, "-m", "streamlit", "run", self.script, "--server.port", str(self.port)]
         quiet = subprocess.DEVNULL
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=quiet, stdout=quiet, stderr=quiet)
         end = time.monotonic() + 30
