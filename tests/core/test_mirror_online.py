@@ -237,7 +237,7 @@ def test_a_comparison_is_saved_and_saved_again_in_its_place(store, server, tmp_p
     models = [done["import"].model_id, done["retrain"].model_id]
     first = show_models(store, models, "online", tmp_path / "mirror")
     assert set(first.urls) == {"report", "workspace"} and len(server.views) == 2
-    again = show_models(store, models[::-1], "online", tmp_path / "mirror")
+    again = show_models(store, models, "online", tmp_path / "mirror")
     assert again.urls == first.urls and len(server.views) == 2
     assert sorted(view["type"] for view in server.views.values()) == ["project-view", "runs"]
     for view in server.views.values():
