@@ -214,6 +214,9 @@ class Follower:
         if one_pass.sent:
             self._sent_at = self.clock()
         self._left = [job for job in self._left if job not in one_pass.settled]
+        if one_pass.is_hopeless and self._sender is not None:
+            # wandb keeps what a server told it for as long as its process lives: the next try begins anew.
+            self._sender.kill()
         self._after(one_pass.is_hopeless)
 
     def _after(self, failed: bool) -> None:

@@ -117,6 +117,11 @@ class SenderProcess:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def kill(self) -> None:
+        """Ends the sender at once, whatever it has in hand: W&B is asked where its runs stand before they go on."""
+        if not self.is_gone:
+            self._end()
+
     def _failure(self, job_id: str, code: str, message: str) -> dict[str, Any]:
         next_step = f"Nothing is lost: the run waits in the store. Look at {self._log}, then sync again."
         return {"ok": False, "error": {"code": code, "message": message, "given": job_id, "legal": None, "next": next_step}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def test_histograms_count_each_weight_that_is_not_zero(bench, pruned):
     dense, sparse = (extras.weight_histograms(bench.store, row, notes) for row in (baseline, model))
     assert notes == [] and set(dense) == set(sparse) and "encoder.conv_in" in dense
     tensors = load_file(bench.store.blobs.path(baseline.blob_digest))
-    matrices = [value.float().numpy().ravel() for value in tensors.values() if value.ndim > 1]
+    matrices = [value.double().numpy().ravel() for value in tensors.values() if value.ndim > 1]
     values = np.concatenate(matrices)
     counts, edges = np.histogram(values[values != 0], bins=extras.NUM_BINS)
     assert dense["all"].counts == tuple(counts.tolist()) and dense["all"].edges == pytest.approx(edges.tolist())
@@ -68,7 +69,7 @@ def test_the_report_and_the_view_are_built_without_a_server(bench, pruned, tmp_p
     baseline, model, _ = pruned
     made = views.show_models(bench.store, [baseline.id, model.id], "offline", tmp_path / "mirror")
     assert made.urls == {} and "Not saved" in made.message
-    report, view = (json.loads(open(made.files[kind]).read()) for kind in ("report", "workspace"))
+    report, view = (json.loads(Path(made.files[kind]).read_text()) for kind in ("report", "workspace"))
     jobs = sorted(jobs_of(bench.store, [baseline.id, model.id]))
     assert len(jobs) == 4
 

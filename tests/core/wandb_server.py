@@ -34,8 +34,8 @@ class Fault:
     drop: bool = False
     after: bool = False
     delay_s: float = 0.0
-    graphql: bool = False
-    """The error stands in a GraphQL answer of status 200."""
+    then: Callable[[], None] | None = None
+    """Done once the request has taken effect, before the answer."""
 
 
 @dataclass
@@ -58,6 +58,7 @@ class ServedRun:
     used: list[str] = field(default_factory=list)
     exit_code: int | None = None
     state: str = "running"
+    is_preempting: bool = False
 
     def curve(self, key: str) -> list[tuple[int, Any]]:
         """(step, value) in the order of the lines."""
@@ -185,6 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
             if self._strike(fault):
                 return
         answer = self._answer(method, body, operation, asked.get("query", ""), variables)
+        if fault is not None and fault.then is not None:
+            fault.then()
         if fault is not None and fault.after and self._strike(fault):
             return
         self._reply(*answer)
@@ -194,9 +197,6 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(fault.delay_s)
         if fault.drop:
             self.close_connection = True
-            return True
-        if fault.graphql:
-            self._reply(200, {"errors": [{"message": fault.message}], "data": None})
             return True
         if fault.status is not None:
             self._reply(fault.status, {"error": fault.message, "errors": [{"message": fault.message}]})
@@ -258,9 +258,10 @@ class _Handler(BaseHTTPRequestHandler):
                 elif name == "output.log":
                     run.output[offset] = line
         run.files |= set(said.get("uploaded") or [])
+        run.is_preempting |= bool(said.get("preempting"))
         if said.get("complete"):
             run.exit_code = said.get("exitcode")
-            run.state = "preempted" if said.get("preempting") else "finished" if not run.exit_code else "failed"
+            run.state = "preempted" if run.is_preempting else "finished" if not run.exit_code else "failed"
         return 200, {"limits": {}}
 
     # GraphQL --------------------------------------------------------------------------------------------------------------
@@ -313,6 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
         run = self.wandb.runs.get(v["name"])
         if run is None:
             return {"model": {"id": "p1", "name": v["project"], "entity": {"id": "e1", "name": ENTITY}, "bucket": None}}
+        run.is_preempting = False
         last = run.history[max(run.history)] if run.history else None
         config = {key: {"value": value} for key, value in run.config.items()}
         bucket = {
