@@ -55,7 +55,6 @@ bench: $(VENV)/run.stamp
 	$(BIN)/python -m benchmarks.fast_decoder
 	$(BIN)/python -m benchmarks.pareto
 	$(BIN)/python -m benchmarks.retrain_speed
-	$(BIN)/python -m benchmarks.compare_speed
 
 ## The README's pictures, of the store that OFFSHOOT_HOME names.
 pictures: $(VENV)/test.stamp
