@@ -58,7 +58,6 @@ bench: $(VENV)/run.stamp
 	$(BIN)/python -m benchmarks.pareto
 	$(BIN)/python -m benchmarks.retrain_speed
 	$(BIN)/python -m benchmarks.store_speed
-	$(BIN)/python -m benchmarks.compare_speed
 	$(BIN)/python -m benchmarks.forest
 
 ## The README's pictures, of the store that OFFSHOOT_HOME names.

@@ -11,7 +11,7 @@ from pages.ui.card import again, delete_popover, housekeeping, story, words  # n
 from pages.ui.figures import headline, validate_and_save  # noqa: E402
 from pages.ui.forest import OPERATION, Drawing, draw, picks  # noqa: E402
 
-ROWS = 1000  # of the table: more are found by a search
+ROWS = 500  # of the table: more are found by a search
 EXAMPLE = "Words, or psnr_db > 30 and decode_ms < 5, tag = small, kind = pruned, method = structured"
 
 
