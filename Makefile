@@ -28,8 +28,7 @@ demo: $(VENV)/run.stamp
 ## Lint, types and every test, the browser's included; coverage must stay over 85 %.
 test: check
 	chromium="$$(scripts/chromium)" && OFFSHOOT_CHROMIUM="$$chromium" OMP_NUM_THREADS=1 \
-		$(BIN)/python -m slipcover --source core,store,dcaecore --skip-covered --fail-under 85 \
-		-m pytest --numprocesses 2 --dist loadfile
+		$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-fail-under 85
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from core import mirror
-from core.mirror.verifying import VerifyReport, verify_target
 from core.settings import Settings
 from store import Store
 
@@ -29,7 +28,7 @@ class MirrorView:
 
 
 class Mirroring:
-    """The part of `ModelManager` that keeps the mirror going; nothing of it waits for W&B but `sync_mirror` and `verify_mirror`."""
+    """The part of `ModelManager` that keeps the mirror going: nothing of it waits for W&B."""
 
     store: Store
     settings: Settings
@@ -63,18 +62,6 @@ class Mirroring:
     def ensure_mirror(self) -> bool:
         """Starts the mirror's process where there is something to send to and none is there; True where one was started."""
         return mirror.ensure_follower(self.store, self.settings)
-
-    def sync_mirror(self, model: str | None = None) -> mirror.MirrorReport:
-        """Sends what waits (of a model's branch, if one is given) now, and waits for it. Raises CoreError."""
-        chosen = self.mirror_settings()
-        if model is None:
-            return mirror.sync(self.store, chosen.mirror, project=chosen.wandb_project)
-        return mirror.mirror_branch(self.store, model, chosen.mirror, project=chosen.wandb_project)
-
-    def verify_mirror(self) -> VerifyReport:
-        """Compares all that was sent with the store, point for point. Raises CoreError."""
-        chosen = self.mirror_settings()
-        return verify_target(self.store, chosen.mirror, project=chosen.wandb_project)
 
 
 def _line(found: mirror.MirrorStatus, at_work: bool) -> str:

@@ -40,7 +40,7 @@ class Mixing:
     tag_images: Callable[..., None]
     without: Callable[[DataSpec | Mapping[str, Any], Sequence[str]], dict[str, Any]]
 
-    def with_losses(self, parent: str | Mapping[str, str], spec: RetrainSpec) -> RetrainSpec:
+    def _with_losses(self, parent: str | Mapping[str, str], spec: RetrainSpec) -> RetrainSpec:
         """The spec with the inspection that images are drawn by, where it asks for one and names none: the newest of the parent.
 
         Where the parent is a job, of the model that its chain begins with. Raises CoreError where there is none, or of other images.

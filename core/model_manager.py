@@ -202,7 +202,7 @@ class ModelManager(
         self, parent: Parent, spec: SpecLike = None, *, device: str | None = None, name: str | None = None
     ) -> JobRow:
         """Submits a retraining."""
-        given = self.with_losses(parent, checked(RetrainSpec, spec))
+        given = self._with_losses(parent, checked(RetrainSpec, spec))
         self._check_retraining(parent, given, device)
         return self._submit(given, parent, device=device, name=name or model_name("dcae", "retrained"))
 
@@ -310,7 +310,7 @@ class ModelManager(
         row = self.get_model(parent)
         for each in rounds:
             self._check_pruning(row.id, each.prune)
-            self._check_retraining(row.id, self.with_losses(row.id, each.retrain), device)
+            self._check_retraining(row.id, self._with_losses(row.id, each.retrain), device)
         for size in (scored.image_size, timed.image_size):
             self._check_size(row.id, size)
         chain: list[JobRow] = []

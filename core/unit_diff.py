@@ -122,10 +122,6 @@ class UnitDiffs:
 
     store: Store
 
-    def stored_weights(self, ref: str) -> StoredWeights:
-        """A model's tensors; raises CoreError where they were cleaned away."""
-        return StoredWeights(self._weights_path(ref))
-
     def _weights_path(self, ref: str) -> Path:
         row = st.get_model(self.store, ref)
         if row.blob_digest is None or not self.store.blobs.exists(row.blob_digest):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,3 +61,12 @@ def kill_family(process: psutil.Process) -> None:
         with suppress(psutil.NoSuchProcess):
             one.kill()
     psutil.wait_procs(family, timeout=5)
+
+
+@pytest.fixture
+def untraced():
+    """No coverage while a test runs: torch's exporters are all Python, and take three times as long when they are traced."""
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(tracer)

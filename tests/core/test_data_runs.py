@@ -262,3 +262,21 @@ def test_two_pictures_never_have_one_name():
     assert output_names(["a.jpg", "a.png", "b.png", "x/a.jpg"]) == {
         "a.jpg": "a.jpg.png", "a.png": "a.png.png", "b.png": "b.png", "x/a.jpg": "x/a.png"
     }  # fmt: skip
+
+
+def test_what_is_under_way_and_what_failed_is_told(service, bench, folder, tmp_path):
+    fresh = bench.add(seed=5, name="fresh").id
+    data = {"kind": "folder", "location": str(folder)}
+    (job,) = service.run_on_data([fresh], {**SIZE, "data": data})
+    assert [row.id for row in service.runs_under_way([fresh])] == [job.id]
+    assert bench.perform(bench.claim()).state == "done"
+    assert service.runs_under_way([fresh]) == [] == service.failed_runs([fresh])
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "0.png").write_bytes(b"no picture")
+    asked = service.infer(fresh, {**SIZE, "data": {"kind": "folder", "location": str(bad)}, "out": str(tmp_path / "out")})
+    with pytest.raises(DataError):
+        bench.perform(bench.claim())
+    assert [row.id for row in service.failed_runs([fresh])] == [asked.id]
+    with pytest.raises(CoreError, match="has no results"):
+        service.inference(asked.id)

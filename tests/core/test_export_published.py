@@ -14,6 +14,7 @@ from dcaecore import VARIANTS
 FIELDS = {"image_size": 64, "num_images": 2, "repeats": 3}
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("name", ["dc-ae-f32c32-in", "dc-ae-f32c32-sana-1.0", "dc-ae-lite-f32c32"])
 def test_published_shapes_export_to_onnx_and_to_diffusers_own_model(bench, name, tmp_path):
     service = ModelManager(settings=bench.settings)

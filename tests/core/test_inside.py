@@ -182,7 +182,8 @@ def test_a_large_map_keeps_its_mean():
 def test_activations_are_those_of_the_model(service, bench, base):
     assert service.activations(base) is None
     size = {"image_size": 32, "num_images": 6}
-    bench.run("activations", base, **size, batch_size=4)
+    asked = service.measure_activations(base, {**size, "batch_size": 4})
+    assert bench.perform(bench.claim()).id == asked.id
     found = service.activations(base)
     bench.run("activations", base, **size, batch_size=6)
     again = service.activations(base)

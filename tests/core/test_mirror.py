@@ -28,6 +28,8 @@ from core.mirror import modes
 from core.mirror import runs as mirror_runs
 from core.mirror.verifying import compare_run, verify_target
 from core.mirror.wandb_file import payloads, read_run, run_files
+from core.model_manager import ModelManager
+from core.settings import Settings
 from core.specs import BenchmarkSpec, EvaluateSpec, ImportSpec, PruneSpec, RetrainSpec, Spec
 from store import (
     JobRow,
@@ -434,6 +436,18 @@ def test_off_and_auto_without_a_key_write_nothing(store, tmp_path):
         assert "Waiting: 1 run." in report.message
     assert not (tmp_path / "mirror").exists()
     assert mirrored(store, report.target) == {}
+
+
+def test_a_choice_is_kept_for_the_store(tmp_path):
+    for wanted in ("off", "auto"):
+        manager = ModelManager(settings=Settings(home=tmp_path / "home"))
+        assert manager.set_mirror(wanted, "pacman").mode == wanted
+        manager.store.close()
+        again = ModelManager(settings=Settings(home=tmp_path / "home"))
+        assert (again.mirror_settings().mirror, again.mirror_settings().wandb_project) == (wanted, "pacman")
+        with pytest.raises(CoreError, match="no mode"):
+            again.set_mirror("sideways")
+        again.store.close()
 
 
 @pytest.mark.parametrize("found", ["environment", "netrc"])

@@ -55,6 +55,7 @@ def exported(bench, service, ref, **fields):
     return service.export(MADE[key])
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize(
     ("which", "form", "dtype"),
     [
@@ -80,6 +81,7 @@ def test_graphs_compute_what_the_model_computes(bench, service, subjects, which,
     assert all(bench.store.blobs.exists(file["digest"]) for file in found.files)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_an_exported_graph_is_the_model_on_images_of_its_own(bench, service, subjects, tmp_path):
     """Without the operation's own check: onnxruntime on the stored bytes, another size, a batch of three."""
     import onnxruntime
@@ -125,6 +127,7 @@ def reconstructed(service, found, folder: Path) -> Image.Image:
         return made.copy()
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("form", ["onnx", "torch_export", "offshoot", "diffusers", "original"])
 def test_every_snippet_runs(bench, service, subjects, tmp_path, form):
     ref = subjects.get(form, subjects["dense"])
