@@ -21,8 +21,6 @@ from dcaecore.data import open_frames
 from store import JobRow, ScoresRow, Store, baseline_of, get_model
 from store.scores import RUN, runs
 
-ACTIVE = ("queued", "starting", "running", "pausing", "paused", "blocked")
-
 
 @dataclass(frozen=True)
 class DataRun:
@@ -75,7 +73,7 @@ class DataRuns:
         return [
             job
             for ref in refs
-            for job in jobs.list_jobs(self.store, ACTIVE, None, operations=("testrun", "infer"), parent=ref)[::-1]
+            for job in jobs.list_jobs(self.store, jobs.ACTIVE, None, operations=("testrun", "infer"), parent=ref)[::-1]
         ]
 
     def failed_runs(self, refs: Sequence[str]) -> list[JobRow]:

@@ -28,6 +28,7 @@ STATES = (
 WAITING = ("blocked", "queued")
 ON_DEVICE = ("starting", "running", "pausing", "cancelling")
 ENDED = ("done", "failed", "cancelled")
+ACTIVE = tuple(state for state in STATES if state not in ENDED)
 
 _COLUMNS = (
     "id, name, operation, spec, state, control, fraction, message, eta_s, device, interactive, pid, pid_started,"

@@ -34,6 +34,7 @@ from store.job_control import (
     waits_for,
 )
 from store.job_rows import (
+    ACTIVE,
     ENDED,
     ON_DEVICE,
     STANDING_UNTIL,
@@ -56,6 +57,7 @@ from store.scores import NewScores, put_measurement_in, put_new_scores, stored_i
 from store.workers import WorkerLock, WorkerRow, get_worker, lock_worker, register_worker, worker_alive
 
 __all__ = [
+    "ACTIVE",
     "ENDED",
     "ON_DEVICE",
     "STATES",

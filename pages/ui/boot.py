@@ -17,9 +17,9 @@ from core.errors import as_error
 from core.model_manager import ModelManager
 from core.terminal.demo import prepare
 from store import JobRow, ModelRow
+from store.jobs import ACTIVE
 
 CONTROL_ICONS = {"pause": ":material/pause:", "resume": ":material/play_arrow:", "cancel": ":material/stop:"}
-ACTIVE = ("queued", "starting", "running", "pausing", "paused", "cancelling", "blocked")
 
 
 @st.cache_resource(

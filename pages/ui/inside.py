@@ -14,9 +14,9 @@ from core.specs import ActivationsSpec
 from core.unit_diff import ModelDiff, SiteDiff, ranges
 from pages.ui.boot import guarded, job_bar, show_error
 from pages.ui.forms import spec_form
+from store.jobs import ACTIVE
 
 UNITS, LAYERS = "Two models, unit by unit", "One model, layer by layer"
-ACTIVE = ("queued", "starting", "running", "pausing", "paused", "blocked")
 STEPS = 100
 """Columns of the overview: a site's units, from the most changed on, resampled to so many."""
 CHANGE_SCALE = [[0.0, "#2f6f9f"], [0.25, "#5fa9a0"], [0.5, "#e9d66b"], [0.75, "#e08a2e"], [1.0, "#b8293d"]]

@@ -13,10 +13,10 @@ from core.specs import ExportSpec
 from pages.ui.boot import guarded, job_bar
 from pages.ui.forms import spec_form
 from store import ModelRow
+from store.jobs import ACTIVE
 
 REPORT_TITLES = {"html": "HTML", "pdf": "PDF", "markdown": "Markdown", "csv": "CSV", "json": "JSON", "all": "All of them"}
 MIME = {"html": "text/html", "pdf": "application/pdf", "csv": "text/csv", "json": "application/json", "zip": "application/zip"}
-ACTIVE = ("queued", "starting", "running", "pausing", "paused", "blocked")
 
 
 def report_section(manager: ModelManager, models: list[ModelRow]) -> None:

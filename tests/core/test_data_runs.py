@@ -16,7 +16,6 @@ import store as st
 from core.compare import compare
 from core.errors import CoreError
 from core.inference import COLUMNS, JOURNAL, SUMMARY, TABLE
-from core.model_manager import ModelManager
 from core.operations import infer as infer_operation
 from core.operations.context import Context
 from core.operations.infer import output_names
@@ -41,14 +40,6 @@ def folder(tmp_path_factory):
         Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(name)
     Image.fromarray(draw.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(where / "a" / "0.bmp")
     return where
-
-
-@pytest.fixture(scope="module")
-def service(bench):
-    made = ModelManager(settings=bench.settings)
-    made._ensure_worker = lambda device: None  # jobs run in this process
-    yield made
-    made.store.close()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 import store as st
 from core.errors import CoreError
 from core.image_losses import FILE_NAME, read_losses, tagged, write_losses
-from core.model_manager import ModelManager
 from dcaecore import DataError
 from tests.core.test_inspection import TRAINING
 
@@ -22,16 +21,6 @@ LOSSES = {
     "step": np.array([0, 4, 3, 2], dtype=np.int32),
     "count": np.array([0, 3, 1, 2], dtype=np.int32),
 }
-
-
-@pytest.fixture(scope="module")
-def service(bench):
-    patch = pytest.MonkeyPatch()
-    patch.setattr(ModelManager, "_ensure_worker", lambda _self, _device: None)
-    made = ModelManager(settings=bench.settings)
-    yield made
-    made.store.close()
-    patch.undo()
 
 
 @pytest.fixture(scope="module")

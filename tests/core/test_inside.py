@@ -11,7 +11,6 @@ import torch
 import store as st
 from core.errors import CoreError
 from core.layers import BINS, MOST_CELLS, _shrunk
-from core.model_manager import ModelManager
 from core.operations.models import load, new_model
 from core.pruning.units import unit_slices
 from core.specs import ImportSpec
@@ -22,14 +21,6 @@ from dcaecore import VARIANTS, CheckpointError, Layout, save_model, sites
 from store import add_model
 
 CONFIG = VARIANTS["tiny"]
-
-
-@pytest.fixture(scope="module")
-def service(bench):
-    made = ModelManager(settings=bench.settings)
-    made._ensure_worker = lambda device: None
-    yield made
-    made.store.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from PIL import Image
 import store as st
 from core.errors import CoreError
 from core.mixing import set_and_row
-from core.model_manager import ModelManager
 from core.operations.training_images import training_images
 from core.specs import RetrainSpec
 from dcaecore import ALONE
@@ -25,16 +24,6 @@ class Silent:
 
     def log(self, level, message) -> None:
         self.lines.append(message)
-
-
-@pytest.fixture(scope="module")
-def service(bench):
-    patch = pytest.MonkeyPatch()
-    patch.setattr(ModelManager, "_ensure_worker", lambda _self, _device: None)
-    made = ModelManager(settings=bench.settings)
-    yield made
-    made.store.close()
-    patch.undo()
 
 
 @pytest.fixture(scope="module")

@@ -18,20 +18,12 @@ from PIL import Image
 
 from core.errors import CoreError
 from core.exporting import tools
-from core.model_manager import ModelManager
 from core.operations import export as operation
 from core.operations.models import load
 from dcaecore import VARIANTS, ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {"image_size": 32, "num_images": 4, "repeats": 3}
-
-
-@pytest.fixture(scope="module")
-def service(bench):
-    made = ModelManager(settings=bench.settings)
-    yield made
-    made.store.close()
 
 
 @pytest.fixture(scope="module")
