@@ -45,7 +45,8 @@ _ENCRYPTED = 1
 """Bit of a zip entry's flags."""
 _UNREADABLE = (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error)
 """What `zipfile` raises for damaged bytes, which have no base in common: a directory, header or checksum that is off; an entry that
-ends early; a version that it does not know; a deflate stream that cannot be. Whatever else is raised is our own mistake."""
+ends early; a version that it does not know; a deflate stream that cannot be. A test meets each of them; whatever else is raised is our
+own mistake."""
 _WHOLE = "a whole archive as `export-branch` wrote it"
 
 

@@ -7,6 +7,7 @@ import json
 import sqlite3
 import threading
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,38 @@ def test_what_is_bad_is_refused_whole(store: Store, second: Store, branch, tmp_p
     assert caught.value.code == code and caught.value.next
     assert everything(second) == rows and files(second) - {LOCK_NAME} == there
     assert not (tmp_path / "outside.txt").exists()
+
+
+def _central(good: bytes, name: str) -> int:
+    """Where the central directory's entry of a name begins: 46 bytes, then the name."""
+    return good.rindex(name.encode()) - 46
+
+
+def _altered(good: bytes, at: int, field: bytes) -> bytes:
+    return good[:at] + field + good[at + len(field) :]
+
+
+def _stored(good: bytes) -> bytes:
+    """The database said to be packed in no way."""
+    return _altered(good, _central(good, DATABASE_NAME) + 10, b"\0\0")
+
+
+@pytest.mark.parametrize(
+    ("raised", "damaged"),
+    [
+        (zipfile.BadZipFile, lambda good: good[: len(good) // 2]),
+        (EOFError, lambda good: _altered(_stored(good), _central(good, DATABASE_NAME) + 20, (1 << 24).to_bytes(4, "little") * 2)),
+        (NotImplementedError, lambda good: _altered(good, _central(good, DATABASE_NAME) + 6, (99).to_bytes(2, "little"))),
+        (zlib.error, lambda good: _altered(good, good.index(DATABASE_NAME.encode()) + len(DATABASE_NAME), b"\xff" * 8)),
+    ],
+)
+def test_each_way_in_which_zipfile_names_damage(store: Store, second: Store, branch, tmp_path: Path, raised, damaged) -> None:
+    good = export_branch(store, "leaf", tmp_path / "good.zip").path.read_bytes()
+    (tmp_path / "bad.zip").write_bytes(damaged(good))
+    with pytest.raises(StoreError) as caught:
+        import_archive(second, tmp_path / "bad.zip")
+    assert caught.value.code == "bad_archive" and type(caught.value.__cause__) is raised
+    assert list_models(second) == []
 
 
 def test_any_altered_bit_is_refused_or_harmless(store: Store, second: Store, branch, tmp_path: Path) -> None:
