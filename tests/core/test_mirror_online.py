@@ -28,7 +28,7 @@ from core.mirror.wandb_file import read_run, run_files
 from core.settings import Settings
 from core.specs import ImportSpec, RetrainSpec
 from store import MetricWriter, Store, checkpoints, get_model, mirrored, open_store, set_mirrored, verify
-from tests.core.test_mirror import build_branch, content, curve, new_model, one_job, same, start
+from tests.core.mirror_branch import build_branch, content, curve, new_model, one_job, same, start
 from tests.core.wandb_server import KEY, Fault, WandbServer, fail_times
 
 LIMIT_S = 60
