@@ -36,8 +36,6 @@ class Batch:
 
     images_BCHW: Tensor
     """float32 in [-1, 1]."""
-    content_B1HW: Tensor
-    """bool: not padding."""
     foreground_B1HW: Tensor
     """bool: pixels that move; all False where an episode has fewer than 16 frames."""
     row_ids: tuple[str, ...]
@@ -165,7 +163,7 @@ class BatchStream:
 
     def batch(self, step: int) -> Batch:
         """The batch of a global step (from 0)."""
-        images, seen, contents, foregrounds, rows = [], [], [], [], []
+        images, seen, foregrounds, rows = [], [], [], []
         size = self.cache.image_size
         for place, wanted in zip(self.places, self.rows_of(step), strict=True):
             row = self._readable(wanted, step, place)
@@ -175,18 +173,16 @@ class BatchStream:
             moving = self.cache.foreground(row) & content if self.with_foreground else np.zeros_like(content)
             if self.augment is not None:
                 drawn = self.augment(image, content, moving, seed=self.seed, step=step, place=place)
-                image, content, moving = drawn.target, drawn.content, drawn.moving
+                image, moving = drawn.target, drawn.moving
                 seen.append(drawn.seen)
             images.append(image)
-            contents.append(content)
             foregrounds.append(moving)
             rows.append(row)
         x = _to_tensor(images)
-        content_B1HW = torch.from_numpy(np.stack(contents)).unsqueeze(1)
         moving_B1HW = torch.from_numpy(np.stack(foregrounds)).unsqueeze(1)
         blurred = self.augment is not None and self.augment.blur > 0
         ids = tuple(self.cache.frames.row_ids[row] for row in rows)
-        return Batch(x, content_B1HW, moving_B1HW, ids, tuple(rows), _to_tensor(seen) if blurred else None)
+        return Batch(x, moving_B1HW, ids, tuple(rows), _to_tensor(seen) if blurred else None)
 
     def _readable(self, row: int, step: int, place: int) -> int:
         for offset in range(len(self.rows)):

@@ -46,48 +46,33 @@ class ReconstructionLoss(nn.Module):
             self._lpips = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
 
     def forward(
-        self,
-        output_BCHW: Tensor,
-        target_BCHW: Tensor,
-        content_B1HW: Tensor,
-        foreground_B1HW: Tensor,
-        *,
-        mean: Callable[[Tensor], Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total and its parts, as scalars that carry gradients.
+        self, output_BCHW: Tensor, target_BCHW: Tensor, foreground_B1HW: Tensor, *, mean: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The total and its parts, as scalars that carry gradients; each image's own pixel loss, `(B,)`, without a gradient or LPIPS.
 
         `mean` is over the processes that hold the rest of the batch: the mean of what it returns on each is the loss of the whole.
         """
         difference = output_BCHW.float() - target_BCHW
-        weight = self._weight(content_B1HW, foreground_B1HW, difference.dtype)
-        total_weight = weight.sum() * difference.shape[1]
-        if mean is not None and self.foreground_weight != 1.0:
-            total_weight = mean(total_weight)
-        parts: dict[str, Tensor] = {}
+        values, pixels = {}, difference[0].numel()
         if "l1" in self.kind:
-            parts["l1"] = (difference.abs() * weight).sum() / total_weight
+            values["l1"] = difference.abs()
         if "mse" in self.kind:
-            parts["mse"] = (difference.square() * weight).sum() / total_weight
+            values["mse"] = difference.square()
+        if self.foreground_weight == 1.0:
+            own = torch.full((len(difference),), float(pixels), device=difference.device)
+            total = own.sum()
+        else:
+            # Padding counts like background (figures leave it out): a model that may put anything there shows it, and a world model
+            # sees it.
+            weight = 1.0 + (self.foreground_weight - 1.0) * foreground_B1HW.to(difference.dtype)
+            values = {name: value * weight for name, value in values.items()}
+            own = weight.sum(dim=(1, 2, 3)) * difference.shape[1]
+            total = own.sum() if mean is None else mean(own.sum())
+        sums = {name: value.sum(dim=(1, 2, 3)) for name, value in values.items()}
+        parts = {name: value.sum() / total for name, value in sums.items()}
         loss = torch.stack(list(parts.values())).sum()
+        each = torch.stack([value.detach() / own for value in sums.values()]).sum(dim=0)
         if self._lpips is not None:
             parts["lpips"] = self._lpips(output_BCHW.float(), target_BCHW).mean()
             loss = loss + self.perceptual_weight * parts["lpips"]
-        return loss, parts
-
-    @torch.no_grad()
-    def each(self, output_BCHW: Tensor, target_BCHW: Tensor, content_B1HW: Tensor, foreground_B1HW: Tensor) -> Tensor:
-        """The pixel loss of each image alone, `(B,)`, without LPIPS."""
-        difference = output_BCHW.float() - target_BCHW
-        weight = self._weight(content_B1HW, foreground_B1HW, difference.dtype)
-        found = torch.zeros(len(difference), device=difference.device)
-        for name, values in (("l1", difference.abs()), ("mse", difference.square())):
-            if name in self.kind:
-                found += (values * weight).sum(dim=(1, 2, 3)) / (weight.sum(dim=(1, 2, 3)) * difference.shape[1])
-        return found
-
-    def _weight(self, content_B1HW: Tensor, foreground_B1HW: Tensor, dtype: torch.dtype) -> Tensor:
-        # Padding counts like background (figures leave it out): a model that may put anything there shows it, and a world model sees it.
-        weight = torch.ones_like(content_B1HW, dtype=dtype)
-        if self.foreground_weight != 1.0:
-            weight = weight * (1.0 + (self.foreground_weight - 1.0) * foreground_B1HW.to(dtype))
-        return weight
+        return loss, parts, each

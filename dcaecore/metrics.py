@@ -113,12 +113,11 @@ def evaluate_images(
             y = model(x)
         outputs.append(to_uint8(y))
         if loss is not None:
-            content = torch.from_numpy(pinned.content[start : start + batch_size]).unsqueeze(1).to(device)
-            moving = torch.zeros_like(content)
+            moving = torch.zeros(len(x), 1, *x.shape[2:], dtype=torch.bool, device=device)
             if pinned.foreground is not None:
                 moving = torch.from_numpy(pinned.foreground[start : start + batch_size]).unsqueeze(1).to(device)
             for i in range(len(x)):
-                losses.append(float(loss(y[i : i + 1], x[i : i + 1], content[i : i + 1], moving[i : i + 1])[0]))
+                losses.append(float(loss(y[i : i + 1], x[i : i + 1], moving[i : i + 1])[0]))
     output = np.concatenate(outputs)
     per_image = score_images(output, pinned)
     if loss is not None:

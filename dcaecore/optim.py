@@ -1,8 +1,9 @@
 """What moves the weights: the optimizer with its parameter groups, masks that keep pruned weights pruned, the moving average.
 
 Masks hold at two places. Gradients are masked before they are clipped, so a pruned weight neither counts in the gradient's norm
-nor gathers moments; weights are masked after the step, so that nothing else (weight decay, an optimizer with other rules) brings
-one back. A gradient hook alone refilled 1,917,485 of 1,917,536 zeros, by moments that it had before.
+nor gathers moments: with a gradient and moments of zero each of these optimizers moves a weight by exactly zero, and decay leaves a
+zero at zero. Weights (and after a restore moments) are masked besides before anything is scored, stored or resumed. A gradient hook
+alone refilled 1,917,485 of 1,917,536 zeros, by moments that it had before.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class WeightMasks:
 
     @torch.no_grad()
     def mask_weights(self) -> None:
-        """After each step."""
+        """Before the first step, and before the weights are scored or stored."""
         for parameter, mask in zip(self._parameters, self._masks, strict=True):
             parameter.mul_(mask)
 

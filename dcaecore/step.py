@@ -39,7 +39,7 @@ class StepLoss(nn.Module):
         self.rebuild: Callable[[Tensor], Tensor] = subject.__call__
 
     def forward(
-        self, x_BCHW: Tensor, seen_BCHW: Tensor, content_B1HW: Tensor, moving_B1HW: Tensor, latents_BChw: Tensor | None
+        self, x_BCHW: Tensor, seen_BCHW: Tensor, moving_B1HW: Tensor, latents_BChw: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Also the pixel loss of each image, `(B,)`, without a gradient.
 
@@ -52,8 +52,7 @@ class StepLoss(nn.Module):
                 y = self.model.decode(latents_BChw)  # type: ignore[operator]
             else:
                 y = self.rebuild(seen_BCHW)
-        loss, parts = self.loss(y, x_BCHW, content_B1HW, moving_B1HW, mean=self.world.mean)
-        each = self.loss.each(y, x_BCHW, content_B1HW, moving_B1HW)
+        loss, parts, each = self.loss(y, x_BCHW, moving_B1HW, mean=self.world.mean)
         if self.distillation is not None:
             return loss + taught, {**parts, **terms}, each
         return loss, parts, each

@@ -198,6 +198,7 @@ class _Run:
     def validate(self) -> None:
         """Scores the weights that would be kept; remembers them where they are the best so far. Rank 0 does, and tells the others."""
         self.report()
+        self.masks.mask_weights()
         if self.world.is_main:
             self._validate()
         self.stopped = self.world.share(self.stopped)
@@ -232,6 +233,7 @@ class _Run:
     def checkpoint(self, why: str) -> None:
         """Writes all that the rest of the training depends on; nothing without a folder."""
         self.report()
+        self.masks.mask_weights()
         self.skipped = self.world.union(self.skipped)
         if self.folder is None or not self.world.is_main:
             return
@@ -294,7 +296,6 @@ class _Run:
         """Gathers the gradients of a batch, in so many parts of it as asked; returns loss, its parts and each image's, detached."""
         x = self._on_device(batch.images_BCHW)
         seen = x if batch.seen_BCHW is None else self._on_device(batch.seen_BCHW)
-        content = batch.content_B1HW.to(self.device, non_blocking=True)
         moving = batch.foreground_B1HW.to(self.device, non_blocking=True)
         latents = None if self.latents is None else self._on_device(self.latents.of(self.step, batch))
         count = self.settings.accumulation_steps
@@ -305,7 +306,7 @@ class _Run:
             ranks = self.step_loss if isinstance(self.step_loss, DistributedDataParallel) else None
             with ranks.no_sync() if ranks is not None and first + size < len(x) else nullcontext():
                 loss, parts, losses = self.step_loss(
-                    x[rows], seen[rows], content[rows], moving[rows], None if latents is None else latents[rows]
+                    x[rows], seen[rows], moving[rows], None if latents is None else latents[rows]
                 )
                 (loss / count).backward()
             total += loss.detach() / count
@@ -342,7 +343,6 @@ class _Run:
         if not self.late:
             report.read()
         self.optimizer.step()
-        self.masks.mask_weights()
         self.step += 1
         self.average.update(self.step)
         if self.late:

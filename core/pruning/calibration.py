@@ -40,7 +40,6 @@ class CalibrationImages:
 
     images: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]
-    contents: tuple[Tensor, ...]
     foregrounds: tuple[Tensor, ...]
 
     @property
@@ -55,7 +54,6 @@ def draw(stream: BatchStream, num_images: int, foreground_weight: float) -> Cali
     return CalibrationImages(
         tuple(batch.images_BCHW for batch in batches),
         tuple(weights),
-        tuple(batch.content_B1HW for batch in batches),
         tuple(batch.foreground_B1HW for batch in batches),
     )
 
@@ -173,9 +171,9 @@ def gradients(model: DCAE, images: CalibrationImages, *, foreground_weight: floa
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     model.requires_grad_(True)
     try:
-        for batch, content, moving in zip(images.images, images.contents, images.foregrounds, strict=True):
+        for batch, moving in zip(images.images, images.foregrounds, strict=True):
             x = batch.to(device)
-            value, _ = loss(model(x), x, content.to(device), moving.to(device))
+            value = loss(model(x), x, moving.to(device))[0]
             found = torch.autograd.grad(value, list(parameters.values()))
             for name, gradient in zip(parameters, found, strict=True):
                 total[name] += gradient * (len(batch) / images.count)

@@ -28,11 +28,11 @@ def images(size: int = 64, count: int = 2, seed: int = 0) -> CalibrationImages:
     generator = torch.Generator().manual_seed(seed)
     batch = torch.rand(count, 3, size, size, generator=generator) * 2 - 1
     moving = torch.rand(count, 1, size, size, generator=generator) > 0.9
-    return CalibrationImages((batch,), (1 + 20 * moving.float(),), (torch.ones_like(moving),), (moving,))
+    return CalibrationImages((batch,), (1 + 20 * moving.float(),), (moving,))
 
 
 def doubles(drawn: CalibrationImages) -> CalibrationImages:
-    return CalibrationImages(tuple(b.double() for b in drawn.images), drawn.weights, drawn.contents, drawn.foregrounds)
+    return CalibrationImages(tuple(b.double() for b in drawn.images), drawn.weights, drawn.foregrounds)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_the_fit_lowers_the_error_of_the_layer_and_follows_the_weights(tiny):
     weight = tiny.state_dict()[f"{layer}.weight"].double().numpy()
     expected = np.einsum("ofij,kf->okij", weight, fit)
     assert np.allclose(state[f"{layer}.weight"].numpy()[:, kept], expected, atol=1e-4)
-    uniform = CalibrationImages(drawn.images, (torch.ones_like(drawn.weights[0]),), drawn.contents, drawn.foregrounds)
+    uniform = CalibrationImages(drawn.images, (torch.ones_like(drawn.weights[0]),), drawn.foregrounds)
     other = compensate(tiny, keep, uniform, ridge=1e-12)
     assert not torch.allclose(other[f"{layer}.weight"], state[f"{layer}.weight"], atol=1e-5), "pixel weights matter"
 

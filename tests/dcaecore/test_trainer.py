@@ -30,7 +30,7 @@ from dcaecore import (
     train,
 )
 from dcaecore.checkpoints import load_checkpoint
-from dcaecore.optim import MovingAverage, WeightMasks, make_optimizer, parameter_groups
+from dcaecore.optim import OPTIMIZERS, MovingAverage, WeightMasks, make_optimizer, parameter_groups
 
 SIZE = 32
 QUICK = TrainSettings(n_epochs=2, steps_per_epoch=2, warmup_epochs=0, init_lr=1e-3)
@@ -251,6 +251,26 @@ def test_norms_and_biases_are_spared_from_decay_unless_asked(stream):
     masks.mask_gradients()
     masks.mask_weights()
     assert not bare.weight.detach().any() and bare.bias.detach().any()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_masked_gradients_alone_keep_each_optimizer_from_moving_a_masked_weight(optimizer):
+    model = tiny()
+    parameters = dict(model.named_parameters())
+    settings = replace(QUICK, optimizer_name=optimizer, init_lr=0.1, weight_decay=0.3, decay_norms_and_biases=True)
+    masks = {name: torch.rand_like(p) > 0.5 for name, p in parameters.items()}
+    kept = WeightMasks(parameters, masks)
+    kept.mask_weights()
+    moved = make_optimizer(model, settings)
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    for _ in range(4):
+        for p in parameters.values():
+            p.grad = torch.randn_like(p)
+        kept.mask_gradients()
+        moved.step()
+    for name, p in parameters.items():
+        assert not p.detach()[~masks[name]].any()
+        assert (p.detach() != before[name])[masks[name]].all()
 
 
 @pytest.mark.parametrize("late", [False, True])
