@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     heartbeat_timeout_s: float = Field(300.0, gt=0, description="A job without a sign of life for this long is stopped.")
     mirror: Literal["auto", "off", "offline", "online"] = Field("auto", description="Weights & Biases mirror mode.")
     wandb_project: str = Field("offshoot", description="Weights & Biases project of the mirror.")
+    rendezvous: str = Field(
+        "", description="HOST:PORT at which other machines find this one, for trainings that several machines share."
+    )
     report_url: str = Field("", description="Where bugs are reported: a link in the sidebar.")
     preset_image_size: int = Field(128, ge=16, description="Image size of the three-click presets, px.")
 

@@ -106,7 +106,7 @@ class Training:
     def _check_retraining(self, parent: str | Mapping[str, str], spec: RetrainSpec, device: str | None = None) -> None:
         """What can be known before a retraining begins; raises ConfigError, CoreError, StoreError."""
         self._check_size(parent, spec.image_size)
-        check_machine(spec, device or default_device(self.settings.device))
+        check_machine(spec, device or default_device(self.settings.device), self.settings.rendezvous)
         if isinstance(parent, str):
             self._check_parts_and_goal(parent, spec)
         if spec.perceptual_weight > 0:

@@ -31,8 +31,9 @@ PATIENCE = timedelta(days=7)
 class World:
     """One process of `size`; `World()` is alone."""
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, size: int = 1, *, leads: bool = True) -> None:
+        self.rank, self.size, self.leads = rank, size, leads
+        """`leads`: the first process of its machine."""
 
     @property
     def is_main(self) -> bool:
@@ -109,13 +110,12 @@ class World:
         raise error or kind(message, code=code, given=given, next=hint)
 
     def first(self, call: Callable[[], Thing]) -> Thing:
-        """The call's result: rank 0 goes first (it may fill a cache), the others after it."""
-        if self.is_main:
-            made = self.together(call)
-            self.together(lambda: None)
-            return made
-        self.together(lambda: None)
-        return self.together(call)
+        """The call's result: rank 0 goes first (it may fill a cache), then the first process of each other machine, then the rest."""
+        own = 0 if self.is_main else 1 if self.leads else 2
+        made: list[Thing] = []
+        for turn in range(3):
+            self.together(lambda: made.append(call()) if turn == own else None)  # noqa: B023
+        return made[0]
 
     def averaging(self, module: nn.Module) -> nn.Module:
         """The module, with its gradients averaged over the ranks in the backward pass, and rank 0's weights everywhere."""
@@ -137,7 +137,7 @@ def joined(device: str) -> Iterator[World]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
         with deaths_told():
-            yield World(dist.get_rank(), size)
+            yield World(dist.get_rank(), size, leads=os.environ.get("LOCAL_RANK", "0") == "0")
     finally:
         dist.destroy_process_group()
 

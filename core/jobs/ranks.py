@@ -1,6 +1,7 @@
 """A job in several processes: its child becomes `torchrun`, which starts one process a device and ends them all when one dies.
 
-Rank 0 is the job as any other: it opens the store, is steered and ends the job. The others know nothing of the store.
+Rank 0 is the job as any other: it opens the store, is steered and ends the job. The others know nothing of the store, so they may as
+well run on other machines (`python -m core assist`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import suppress
 import psutil
 
 import store.jobs as jobs
+from core.machine import meeting_place
 from core.settings import Settings
 from dcaecore.errors import DcaeError
 from store import open_store
@@ -22,22 +24,32 @@ MODULE = "core.jobs.ranks"
 _PR_SET_PDEATHSIG = 1
 
 
-def torchrun_command(processes: int, settings_json: str, job_id: str, device: str) -> list[str]:
-    """What starts the ranks of a job on this machine."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*start, "--module", MODULE, settings_json, job_id, device]
+def start_ranks(
+    settings: Settings, device: str, *, job_id: str = "", processes: int, machines: int = 1, machine: int = 0
+) -> None:
+    """Replaces this process by the torchrun of this machine's share of the processes. Machine 0 is the job's own, and has rank 0.
+
+    Raises CoreError where several machines have no place to meet.
+    """
+    own = processes // machines
+    where = ["--standalone"]
+    if machines > 1:
+        host, port = meeting_place(settings.rendezvous)
+        where = ["--nnodes", str(machines), "--node-rank", str(machine), "--master-addr", host, "--master-port", str(port)]
+    command = [sys.executable, "-m", "torch.distributed.run", *where, "--nproc-per-node", str(own), "--module", MODULE]
+    threads = {**os.environ, "OMP_NUM_THREADS": str(_threads(settings, own))}
+    os.execve(command[0], [*command, settings.model_dump_json(), job_id, device], threads)
 
 
 def become_torchrun(settings_json: str, job_id: str) -> None:
-    """Replaces this process by torchrun where the job asks for several; returns where it does not."""
+    """Replaces this process by torchrun where the job asks for several processes; returns where it does not."""
     settings = Settings.model_validate_json(settings_json)
     store = open_store(settings.home)
     job = jobs.get_job(store, job_id)
     store.close()
-    processes = int(job.spec.get("processes", 1))
+    processes, machines = (int(job.spec.get(name, 1)) for name in ("processes", "machines"))
     if processes > 1:
-        command = torchrun_command(processes, settings_json, job_id, job.device)
-        os.execve(command[0], command, {**os.environ, "OMP_NUM_THREADS": str(_threads(settings, processes))})
+        start_ranks(settings, job.device, job_id=job_id, processes=processes, machines=machines)
 
 
 def _threads(settings: Settings, processes: int) -> int:
@@ -49,7 +61,7 @@ def main() -> None:
     if sys.platform == "linux":  # torchrun itself may be killed, which it cannot pass on
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     settings, job_id, device = Settings.model_validate_json(sys.argv[1]), sys.argv[2], sys.argv[3]
-    settings = settings.model_copy(update={"num_threads": _threads(settings, int(os.environ["WORLD_SIZE"]))})
+    settings = settings.model_copy(update={"num_threads": _threads(settings, int(os.environ["LOCAL_WORLD_SIZE"]))})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from core.errors import CoreError
-from core.operations.training_images import training_images
+from core.operations.training_images import shared_images
 from core.operations.training_settings import train_settings
 from core.settings import Settings
 from core.specs import RetrainSpec
@@ -61,7 +61,7 @@ def assist(settings: Settings, device: str) -> None:
         with TemporaryDirectory() as scratch:
             parent, masks = _model(task.parent, Path(scratch))
             teacher = None if task.teacher is None else _model(task.teacher, Path(scratch))[0]
-        images = world.first(lambda: training_images(spec, Aside(settings), world, task.losses))
+        images = shared_images(spec, Aside(settings), world, task.losses)
         train(parent, train_settings(spec), images.stream, images.pinned, masks=masks, device=own, teacher=teacher, world=world)
 
 

@@ -203,7 +203,7 @@ def _one_process(values: dict[str, Any], notes: list[str]) -> None:
     """What several processes trained is run again in this one: the same images in each step, other last bits."""
     if values.get("processes", 1) > 1:
         notes.append(f"{values['processes']} processes trained it; it was run again in one, so the last bits differ.")
-        values["processes"] = 1
+        values["processes"] = values["machines"] = 1
 
 
 def _losses(store: Store, scratch: Store, values: dict[str, Any]) -> None:

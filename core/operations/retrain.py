@@ -23,7 +23,7 @@ from core.operations.goal import goal_value
 from core.operations.memory import memory_told
 from core.operations.models import Loaded, load, new_model
 from core.operations.ranks import loss_table, rank_device, tell
-from core.operations.training_images import slice_figures, training_images
+from core.operations.training_images import shared_images, slice_figures
 from core.operations.training_settings import train_settings
 from core.specs import RetrainSpec
 from dcaecore import (
@@ -192,7 +192,7 @@ def _train(spec: RetrainSpec, context: Context, world: World) -> Outcome:
     teacher = _teacher(spec, context, parent)
     tell(world, spec, context.store, parent.row, None if teacher is None else teacher.row)
     losses = loss_table(spec, context.store)
-    images = world.first(lambda: training_images(spec, context, world, losses))
+    images = shared_images(spec, context, world, losses)
     trained = images.part
     settings = dataclasses.replace(settings, stop_value=goal_value(spec, context, images.pinned))
     dataset = {**trained.frames.identity(trained.rows), "image_size": spec.image_size, "seed": spec.seed}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,6 +91,29 @@ def training_images(spec: RetrainSpec, place: Place, world: World, losses: bytes
     if stream.with_foreground and part.frames.episodes is None:
         place.log("warning", "The images have no episodes, so nothing tells what moves: foreground_weight has no effect.")
     return TrainingImages(part, stream, pinned, _slices(pinned, [len(one) for one in pins]))
+
+
+def shared_images(spec: RetrainSpec, place: Place, world: World, losses: bytes | None = None) -> TrainingImages:
+    """The same on every rank of a world, which must read the same images; raises DataError where they do not."""
+    images = world.first(lambda: training_images(spec, place, world, losses))
+    if world.size > 1:
+        if len(world.union({_glimpse(images.part)})) > 1:
+            raise DataError(
+                "The machines that train together do not read the same images.", code="data_differs",
+                given=[data.location for data in spec.data_sets], next="Copy the data set, so that each machine has the same files.",
+            )  # fmt: skip
+    return images
+
+
+def _glimpse(part: Part, rows: int = 64) -> str:
+    """Tells one data set from another: a digest of how many training rows there are, and of some of them."""
+    digest = hashlib.sha256(",".join(map(str, part.rows)).encode())
+    for row in part.rows[np.unique(np.linspace(0, len(part.rows) - 1, rows).astype(int))]:
+        try:
+            digest.update(part.cache.row(int(row))[0].tobytes())
+        except DataError as error:  # a broken row is told where it is drawn; it must be broken everywhere
+            digest.update(error.message.encode())
+    return digest.hexdigest()
 
 
 def slice_figures(per_image: Mapping[str, np.ndarray], slices: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -33,6 +33,10 @@ class RetrainSpec(Spec):
         "cores): each takes its share of every batch. More than one needs torchrun, which comes with torch.",
         group="Basic", ge=1, le=64, identity=False, advanced=True,
     )  # fmt: skip
+    machines: int = spec_field(
+        1, "Machines that the processes are spread over, alike. The others run `python -m core assist`; they find this one at the "
+        "address in the setting `rendezvous`.", group="Basic", ge=1, le=64, identity=False, advanced=True,
+    )  # fmt: skip
     recompute: bool = spec_field(
         False, "Compute activations again in the backward pass instead of keeping them: less memory, about a third slower, the same "
         "bits.", group="Basic", identity=False, advanced=True,
@@ -299,6 +303,8 @@ class RetrainSpec(Spec):
         if self.batch_size % (self.accumulation_steps * self.processes):
             parts = f" in {self.accumulation_steps} parts" if self.accumulation_steps > 1 else ""
             raise ValueError(f"processes must divide batch_size {self.batch_size}{parts}, and {self.processes} does not")
+        if self.processes % self.machines:
+            raise ValueError(f"machines must divide processes {self.processes}, and {self.machines} does not")
         return self
 
     @model_validator(mode="after")

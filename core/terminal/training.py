@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from core.errors import CoreError
 from core.specs import ResetSpec, RetrainSpec
 from core.terminal import output
 from core.terminal.options import spec_values, with_options
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     app.command("checkpoints")(list_checkpoints)
     app.command("branch")(branch)
     app.command("rewrite")(rewrite)
+    app.command("assist")(assist)
     app.command("reset")(with_options(reset, ResetSpec))
     app.command("train-on")(with_options(train_on, RetrainSpec))
     app.command("retrain-in-phases")(with_options(retrain_in_phases, RetrainSpec, skip=("frozen_part", "frozen_stages")))
@@ -99,6 +101,26 @@ def retrain_in_phases(
         for job in chain[:-1]:
             output.follow(manager, job, quiet=state.json)
     finish(manager, chain[-1])
+
+
+def assist(
+    rendezvous: Annotated[str, typer.Argument(help="HOST:PORT: the setting `rendezvous` of the job's own machine.")],
+    processes: Annotated[int, typer.Option(min=2, help="As in the retraining: processes on all machines together.")] = 2,
+    machines: Annotated[int, typer.Option(min=2, help="As in the retraining.")] = 2,
+    machine: Annotated[int, typer.Option(min=1, help="Which one this is; the job's own is 0.")] = 1,
+) -> None:
+    """Train along in one retraining of another machine: this one's share of its processes. It touches no store of this machine."""
+    from core.devices import default_device
+    from core.jobs.ranks import start_ranks
+    from core.terminal.app import state
+
+    if processes % machines or machine >= machines:
+        raise CoreError(
+            f"Machine {machine} of {machines} has no share of {processes} processes.", code="processes", given=processes,
+            legal=f"processes that divide by {machines}; machines 1 to {machines - 1}",
+        )  # fmt: skip
+    settings = state.settings.model_copy(update={"rendezvous": rendezvous})
+    start_ranks(settings, default_device(settings.device), processes=processes, machines=machines, machine=machine)
 
 
 def rewrite(

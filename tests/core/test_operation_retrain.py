@@ -164,6 +164,7 @@ def test_every_training_field_reaches_the_loop():
         "num_save_images",
         "num_workers",
         "processes",
+        "machines",
         "row_weights",
         "more_data",
         "data_weights",

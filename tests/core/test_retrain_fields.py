@@ -143,12 +143,13 @@ ELSEWHERE = {
     "compile_model",
     "layer_stats",
     "processes",
+    "machines",
     "loss_table",
     "draw_power",
 }
 """Fields with a test of their own below; what perceptual_weight adds to the loss: tests/dcaecore/test_trainer.py;
 recompute and compile_model: tests/dcaecore/test_step_settings.py; layer_stats: tests/core/test_layers.py;
-processes: tests/core/test_ranks.py; loss_table and draw_power: tests/core/test_mixing.py."""
+processes and machines: tests/core/test_ranks.py; loss_table and draw_power: tests/core/test_mixing.py."""
 
 DEFAULTS: dict[str, Any] = {
     "n_epochs": 1, "steps_per_epoch": 100, "init_lr": 1e-4, "warmup_epochs": 5, "warmup_lr": 1e-6, "lr_schedule_name": "cosine",
