@@ -15,8 +15,11 @@ from typing import Any, Literal
 import numpy as np
 
 import store.jobs as jobs
+from core.augmentations import source_of
 from core.errors import CoreError
+from core.settings import Settings
 from core.specs import DataSpec
+from dcaecore.data import open_frames
 from store import Store, image_tags
 
 FILE_NAME = "image_losses.npz"
@@ -88,6 +91,7 @@ class ImageFates:
     """The part of `ModelManager` that knows how training images fared, and what people say of them."""
 
     store: Store
+    settings: Settings
 
     def image_losses(self, ref: str) -> LossTable | None:
         """The images of a retraining so far; None before its first validation after a step."""
@@ -104,7 +108,19 @@ class ImageFates:
         return {**spec, "row_weights": tuple(sorted(merged.items()))}
 
     def tag_images(self, data: DataSpec | Mapping[str, Any], row_ids: Sequence[str], tag: str, *, remove: bool = False) -> None:
-        """Puts a word on images of a data set, or takes it off. They keep it in every list, whatever the model."""
+        """Puts a word on images of a data set, or takes it off. They keep it in every list, whatever the model.
+
+        Raises CoreError for an unknown row, StoreError for a word that cannot be one, DataError for data that cannot be opened.
+        """
+        if not remove:  # a word may be taken off an image that is gone
+            given = DataSpec.model_validate(data)
+            found = open_frames(source_of(given), cache_folder=self.settings.data_folder).row_ids
+            unknown = sorted(set(row_ids) - set(found))
+            if unknown:
+                raise CoreError(
+                    f"{given.location} has no row {unknown[0]!r}.", code="row", given=unknown[:5],
+                    legal=f"one of its {len(found)} row ids: {found[0]} to {found[-1]}",
+                )  # fmt: skip
         change = image_tags.untag_rows if remove else image_tags.tag_rows
         change(self.store, _source_name(data), row_ids, tag)
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from core.errors import CoreError
 from core.image_losses import LOSS_ORDERS, tagged
 from core.inspection import ORDERS
 from core.specs import InspectSpec
@@ -84,8 +83,8 @@ def image_losses(
 
 
 def tag_images(
-    job: Annotated[str, typer.Argument(help="A retraining's id: the rows are of its images.")],
-    rows: Annotated[list[str], typer.Argument(help="Row ids, as image-losses lists them.")],
+    job: Annotated[str, typer.Argument(help="A retraining's id: the rows are of its data sets, drawn or not.")],
+    rows: Annotated[list[str], typer.Argument(help="Row ids, as image-losses and inspect list them.")],
     tag: Annotated[str, typer.Option(help="The word.")],
     remove: Annotated[bool, typer.Option("--remove", help="Take it off.")] = False,
 ) -> None:
@@ -93,12 +92,7 @@ def tag_images(
     from core.terminal.app import state
 
     manager = state.manager()
-    spec, table = manager.job(job).spec, manager.image_losses(job)
-    unknown = sorted(set(rows) - set(() if table is None else table.row_ids))
-    if unknown:
-        raise CoreError(
-            f"The training has drawn no row {unknown[0]!r}.", code="row", given=unknown[:5], legal="rows of image-losses"
-        )
+    spec = manager.job(job).spec
     manager.tag_training(spec, rows, tag, remove=remove)
     told = {row: list(words) for row, words in manager.training_tags(spec).items() if row in rows}
     if state.json:

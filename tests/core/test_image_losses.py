@@ -136,7 +136,10 @@ def test_images_are_tagged_wherever_they_are_listed(bench, service, trained):
     assert service.training_tags(mixture) == {
         f"1:{first}": ("dark", "odd"), f"1:{second}": ("dark", "odd"), f"2:{first}": ("odd",)
     }  # fmt: skip
-    with pytest.raises(CoreError, match="drawn no row 'nothing'"):
+    undrawn = next(row for row in map("{:08d}".format, range(100)) if row not in service.image_losses(trained.id).row_ids)
+    assert json.loads(CliRunner().invoke(app, [*verb, undrawn, "--tag", "later"]).stdout)["data"] == {undrawn: ["later"]}
+    assert CliRunner().invoke(app, [*verb, undrawn, "--tag", "later", "--remove"]).exit_code == 0
+    with pytest.raises(CoreError, match="has no row 'nothing'"):
         CliRunner().invoke(app, [*verb, "nothing", "--tag", "odd"], catch_exceptions=False)
     for word in ("", "a,b", "x" * 41):
         with pytest.raises(StoreError, match="no usable tag"):
