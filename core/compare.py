@@ -76,7 +76,7 @@ METRICS: dict[str, Metric] = {
         Metric("power_w", "Mean power", "W", None, decimals=0, source="cost", detail=True),
         Metric("peak_memory_bytes", "Peak GPU memory", "MB", scale=1e-6, decimals=1, source="cost"),
         Metric("reserved_memory_bytes", "Reserved GPU memory", "MB", scale=1e-6, decimals=1, source="cost", detail=True),
-        Metric("peak_resident_bytes", "Peak memory (growth of a fresh process)", "MB", scale=1e-6, decimals=1, source="cost"),
+        Metric("peak_resident_bytes", "Peak memory growth", "MB", scale=1e-6, decimals=1, source="cost"),
         Metric("start_ms", "Start-up", "ms", decimals=0, source="cost"),
         Metric("load_ms", "Load from the file", "ms", decimals=0, source="cost", detail=True),
         Metric("first_run_ms", "First encode and decode", "ms", decimals=0, source="cost", detail=True),

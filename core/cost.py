@@ -98,20 +98,26 @@ def sweep_points(comparison: Comparison, part: str = "decode") -> list[SweepPoin
     return found
 
 
-def sweep_rows(comparison: Comparison, part: str = "decode") -> list[CostLine]:
-    """The sweep as a table: a row a size, images a second."""
-    points = sweep_points(comparison, part)
-    by_place = {(p.image_size, p.batch_size, p.model_id): p for p in points}
+SWEEP_TITLE = "Images a second: encode / decode / both"
+
+
+def sweep_rows(comparison: Comparison) -> list[CostLine]:
+    """The sweep as a table: a row a size; images a second of encode, decode and both in each cell."""
+    parts = {part: {(p.image_size, p.batch_size, p.model_id): p for p in sweep_points(comparison, part)} for part in PARTS}
     lines = []
-    for size, batch in sorted({(p.image_size, p.batch_size) for p in points}):
-        own = {m.id: by_place.get((size, batch, m.id)) for m in comparison.models}
-        cells = {ref: "–" if p is None else _point(p) for ref, p in own.items()}
+    for size, batch in sorted({(size, batch) for size, batch, _ in parts["both"]}):
+        cells = {}
+        for model in comparison.models:
+            own = [parts[part].get((size, batch, model.id)) for part in ("encode", "decode", "both")]
+            first = own[0]
+            if first is None:
+                cells[model.id] = "–"
+            elif first.images_per_s is None:
+                cells[model.id] = f"{NOT_MEASURED}{first.why}"
+            else:
+                cells[model.id] = " / ".join(f"{p.images_per_s:,.1f}" for p in own if p is not None)
         lines.append(CostLine(f"{size} px, batch {batch}", cells))
     return lines
-
-
-def _point(point: SweepPoint) -> str:
-    return f"{NOT_MEASURED}{point.why}" if point.images_per_s is None else f"{point.images_per_s:,.1f}"
 
 
 def _value(comparison: Comparison, ref: str, key: str) -> float | None:

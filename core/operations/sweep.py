@@ -47,7 +47,7 @@ def _no_room(model: DCAE, x: torch.Tensor) -> str | None:
         needed = max(row.saved for row in cost.modules) * len(x) * x.element_size()
         free = psutil.virtual_memory().available
         if needed > free:
-            return f"one layer alone needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+            return f"one layer alone needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
     try:
         model.decode(model.encode(x))
     except (MemoryError, RuntimeError) as error:

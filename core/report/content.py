@@ -9,7 +9,7 @@ from typing import Any
 
 from core.choice import Front, pareto_front
 from core.compare import MAIN_METRICS, METRICS, Comparison
-from core.cost import PARTS, conditions_text, cost_lines, sweep_rows, under
+from core.cost import SWEEP_TITLE, CostLine, conditions_text, cost_lines, sweep_rows, under
 from core.quality import Quality, difference_text, interval_text, shown_metrics, verdict
 from core.report.document import Block, Chart, Code, Document, Grid, Heading, Items, Picture, Point, Table, Text
 from core.seeing import image_lines
@@ -92,10 +92,11 @@ def _figures(found: Findings) -> list[Block]:
                 tones[len(rows), column] = "better" if better else "worse"
         rows.append((metric.title, *cells))
     header = ("", *(found.names[m.id] for m in models))
+    told = under(comparison, METRICS)
     notes = [Text(note, warning=True) for note in comparison.notes]
     return [
         Heading("Figures"),
-        Text("Beside each value its change against the model's own baseline."),
+        Text(f"Beside each value its change against the model's own baseline.{f' Of {told}.' if told else ''}"),
         Table(header, tuple(rows), tones),
         *notes,
     ]
@@ -140,13 +141,14 @@ def _cost(found: Findings) -> list[Block]:
         else f"{conditions_text(m)} Medians, with 95th and 99th percentile."
     )
     blocks: list[Block] = [Heading("Cost"), Text(told)]
-    tables = [("", cost_lines(comparison))]
-    tables += [(f"Images a second: {title.lower()}", sweep_rows(comparison, part)) for part, title in PARTS.items()]
-    for title, lines in tables:
-        rows = tuple((line.title, *(line.cells[model.id] for model in comparison.models)) for line in lines)
-        if rows:
-            blocks += [*([Heading(title, 3)] if title else []), Table(header, rows)]
-    return blocks
+    lines, sizes = cost_lines(comparison), sweep_rows(comparison)
+    blocks.append(Table(header, _cells(comparison, [line for line in lines if not line.reason])))
+    blocks += [Text(f"{line.title}: {line.reason}.") for line in lines if line.reason]
+    return [*blocks, Heading(SWEEP_TITLE, 3), Table(header, _cells(comparison, sizes))] if sizes else blocks
+
+
+def _cells(comparison: Comparison, lines: Sequence[CostLine]) -> tuple[tuple[str, ...], ...]:
+    return tuple((line.title, *(line.cells[model.id] for model in comparison.models)) for line in lines)
 
 
 def _front(found: Findings) -> list[Block]:

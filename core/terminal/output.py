@@ -13,7 +13,7 @@ from rich.table import Table
 
 import store.jobs as jobs
 from core.compare import MAIN_METRICS, METRICS, Comparison
-from core.cost import PARTS, conditions_text, cost_lines, sweep_rows
+from core.cost import SWEEP_TITLE, conditions_text, cost_lines, sweep_rows
 from core.errors import CoreError
 from core.exports import Export
 from core.model_manager import ModelManager
@@ -104,9 +104,7 @@ def show_comparison(comparison: Comparison) -> None:
 def show_cost(comparison: Comparison) -> None:
     """Latency with its tail, memory, start-up and bytes, and throughput over sizes where it was measured."""
     names = [model.name for model in comparison.models]
-    tables = [("Cost", cost_lines(comparison))]
-    tables += [(f"{title}: images a second", sweep_rows(comparison, part)) for part, title in PARTS.items()]
-    for title, lines in tables:
+    for title, lines in (("Cost", cost_lines(comparison)), (SWEEP_TITLE, sweep_rows(comparison))):
         if not lines:
             continue
         table = Table("", *names, header_style="bold", title=title, title_justify="left")
