@@ -58,6 +58,7 @@ bench: $(VENV)/run.stamp
 	$(BIN)/python -m benchmarks.retrain_speed
 	$(BIN)/python -m benchmarks.store_speed
 	$(BIN)/python -m benchmarks.forest
+	$(BIN)/python -m benchmarks.compare_speed
 
 ## The README's pictures, of the store that OFFSHOOT_HOME names.
 pictures: $(VENV)/test.stamp

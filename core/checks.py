@@ -1,14 +1,16 @@
-"""A spec from whatever a caller gave, or one clear error."""
+"""A spec from whatever a caller gave, and a model's weights where they are still there; or one clear error."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from core.errors import CoreError
 from core.specs import Spec
+from store import ModelRow, Store
 
 SpecLike = Spec | Mapping[str, Any] | None
 Wanted = TypeVar("Wanted", bound=Spec)
@@ -36,6 +38,18 @@ def checked(kind: type[Wanted], spec: SpecLike) -> Wanted:
 def changed(spec: Wanted, **values: Any) -> Wanted:
     """The spec with some values changed, checked anew; raises as `checked` does."""
     return checked(type(spec), {**spec.model_dump(), **values})
+
+
+def weights_path(store: Store, row: ModelRow) -> Path:
+    """A model's weights file; raises CoreError where it was cleaned away."""
+    if row.blob_digest is None or not store.blobs.exists(row.blob_digest):
+        raise CoreError(
+            f"The weights of {row.name} are not in the store any more.",
+            code="no_weights",
+            given=row.id,
+            next="Its figures and pictures still stand; `reproduce` makes such a model again from its ancestors.",
+        )
+    return store.blobs.path(row.blob_digest)
 
 
 def _legal(kind: type[Spec], place: tuple[Any, ...]) -> Any:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from core.checks import weights_path
 from core.choice import Front, Ranking, pareto_front, ranking
-from core.compare import METRICS, Comparison, compare
+from core.compare import METRICS, Comparison, benchmark_runs, compare, conditions_of, run_title
 from core.errors import CoreError
 from core.learned_figures import LEARNED, why_off
 from core.quality import Quality, quality
 from core.settings import Settings
+from dcaecore.config import DCAEConfig
+from dcaecore.errors import ConfigError
 from store import Store, get_model
 
 
@@ -27,6 +30,35 @@ class Comparing:
         """Quality with intervals and differences paired by image; see `core.quality`."""
         chosen = None if reference is None else get_model(self.store, reference).id
         return quality(self.store, self._comparison_of(models), chosen)
+
+    def benchmark_runs(self, refs: Sequence[str]) -> dict[int, str]:
+        """Benchmark runs of some models by number, with their conditions in words; first those that hold most of the models."""
+        ids = [get_model(self.store, ref).id for ref in refs]
+        found = {}
+        for run in benchmark_runs(self.store, ids):
+            count = sum(ref in run.models for ref in ids)
+            when = run.created[:16].replace("T", " ")
+            found[run.id] = f"{run_title(conditions_of(run))}; {count} of {len(ids)} models; {when} UTC"
+        return found
+
+    def _check_sizes(self, refs: Sequence[str | Mapping[str, str]], sizes: Sequence[int]) -> None:
+        """Raises CoreError for the first model that cannot take one of the sizes, or has no weights any more.
+
+        What a job has yet to make is looked at when it is there.
+        """
+        for ref in refs:
+            if not isinstance(ref, str):
+                continue
+            row = get_model(self.store, ref)
+            config = DCAEConfig.from_json(row.config)
+            for size in sizes:
+                try:
+                    config.check_image_size(size, size)
+                except ConfigError as error:
+                    raise CoreError(
+                        f"{row.name}: {error.message}", code=error.code, given=error.given, legal=error.legal, next=error.next
+                    ) from error
+            weights_path(self.store, row)
 
     def figures_off(self) -> dict[str, str]:
         """Quality figures that need published weights and are not measured here, each with the reason; empty where all are."""

@@ -89,7 +89,16 @@ def visible_places(setting: str | None, uuids: list[str]) -> list[int]:
     return places if len(set(places)) == len(places) else []
 
 
-def _gpus(nvml: Any) -> list[Device]:
+def gpu_handle(name: str) -> tuple[Any, Any] | None:
+    """NVML and its handle of a GPU as jobs name it (`cuda:0`; `cuda` is the first); None without a driver, or such a GPU."""
+    nvml = _nvml()
+    handles = _visible_handles(nvml)
+    number = int(name.partition(":")[2] or 0)
+    return (nvml, handles[number]) if name.startswith("cuda") and number < len(handles) else None
+
+
+def _visible_handles(nvml: Any) -> list[Any]:
+    """Handles in the order in which CUDA numbers the GPUs."""
     if nvml is None:
         return []
     try:
@@ -97,7 +106,10 @@ def _gpus(nvml: Any) -> list[Device]:
         uuids = [str(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
     except nvml.NVMLError:
         return []
+    return [handles[place] for place in visible_places(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)]
 
+
+def _gpus(nvml: Any) -> list[Device]:
     def told(ask: Callable[[], Any], otherwise: Any) -> Any:
         try:
             return ask()
@@ -105,8 +117,7 @@ def _gpus(nvml: Any) -> list[Device]:
             return otherwise
 
     found = []
-    for number, place in enumerate(visible_places(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)):
-        handle = handles[place]
+    for number, handle in enumerate(_visible_handles(nvml)):
         memory = told(lambda h=handle: nvml.nvmlDeviceGetMemoryInfo(h), None)  # type: ignore[misc]
         busy = told(lambda h=handle: nvml.nvmlDeviceGetUtilizationRates(h).gpu / 100, 0.0)  # type: ignore[misc]
         title = str(told(lambda h=handle: nvml.nvmlDeviceGetName(h), "NVIDIA GPU"))  # type: ignore[misc]

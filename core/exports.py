@@ -11,7 +11,7 @@ from typing import Any
 
 import store as st
 import store.jobs as jobs
-from core.checks import SpecLike, checked
+from core.checks import SpecLike, checked, weights_path
 from core.errors import CoreError
 from core.exporting.tools import TITLES, check_tools
 from core.specs import ExportSpec
@@ -70,8 +70,7 @@ class Exports:
                 f"{row.name} was cut at {len(layout.kept) or len(layout.held)} places: the {given.format} format knows whole stages only.",
                 code="shape", given=given.format, legal=["onnx", "torch_export", "offshoot"],
             )  # fmt: skip
-        if row.blob_digest is None or not self.store.blobs.exists(row.blob_digest):
-            raise CoreError(f"The weights of {row.name} are not in the store any more.", code="no_weights", given=row.id)
+        weights_path(self.store, row)
         return given
 
     def exports(self, ref: str) -> list[Export]:

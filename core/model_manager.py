@@ -15,7 +15,7 @@ import store as st
 import store.jobs as jobs
 from core.augmentations import Augmentations
 from core.card import Cards
-from core.checks import SpecLike, changed, checked
+from core.checks import SpecLike, changed, checked, weights_path
 from core.compare import Comparison, compare
 from core.data_runs import DataRuns
 from core.devices import default_device, devices
@@ -152,9 +152,9 @@ class ModelManager(
         row = self.get_model(ref)
         return {key: figure.value for key, figure in self.compare([row.id]).figures[row.id].items()}
 
-    def compare(self, refs: Sequence[Ref]) -> Comparison:
-        """A comparison table; see `core.compare`."""
-        return compare(self.store, refs)
+    def compare(self, refs: Sequence[Ref], run: int | None = None) -> Comparison:
+        """A comparison table, its costs of benchmark run `run`; see `core.compare`."""
+        return compare(self.store, refs, run)
 
     def save_to_file(self, ref: Ref, target: Path | str) -> Path:
         """Copies a model's safetensors file to `target` (a file or a folder); never overwrites."""
@@ -171,10 +171,7 @@ class ModelManager(
 
     def weights(self, ref: Ref) -> bytes:
         """The bytes of a model's safetensors file."""
-        row = self.get_model(ref)
-        if row.blob_digest is None or not self.store.blobs.exists(row.blob_digest):
-            raise CoreError(f"The weights of {row.name} are not in the store any more.", code="no_weights", given=row.id)
-        return self.store.blobs.read(row.blob_digest)
+        return weights_path(self.store, self.get_model(ref)).read_bytes()
 
     def verify(self, ref: Ref | None = None) -> list[st.Problem]:
         """Re-derives ids and file digests; what does not fit."""
@@ -234,7 +231,7 @@ class ModelManager(
         else:
             first, *rest = [self.get_model(ref).id for ref in refs]
             given = given.model_copy(update={"models": (*given.models, *rest)})
-        self._check_size(first, given.image_size)
+        self._check_sizes([first, *given.models], given.every_image_size)
         return self._submit(given, first, device=device, name="benchmark")
 
     def export_model(self, ref: Ref, spec: SpecLike = None) -> JobRow:
@@ -311,7 +308,7 @@ class ModelManager(
         for each in rounds:
             self._check_pruning(row.id, each.prune)
             self._check_retraining(row.id, self._with_losses(row.id, each.retrain), device)
-        for size in (scored.image_size, timed.image_size):
+        for size in (scored.image_size, *timed.every_image_size):
             self._check_size(row.id, size)
         chain: list[JobRow] = []
         for subject in dict.fromkeys((row.id, st.baseline_of(self.store, row.id).id)):
@@ -429,8 +426,7 @@ class ModelManager(
             self.predict_pruning(parent, spec)
 
     def _check_size(self, model: Parent, image_size: int) -> None:
-        if isinstance(model, str):
-            self.shape(model)[0].check_image_size(image_size, image_size)
+        self._check_sizes([model], [image_size])
 
     def _submit(
         self, spec: Spec, parent: Parent | None, *, device: str | None = None, name: str, interactive: bool = False

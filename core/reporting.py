@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import store as st
+from core.compare import compare
 from core.comparing import Comparing
 from core.errors import CoreError
 from core.report.content import Findings, document, findings
@@ -36,13 +37,14 @@ class Reporting(Views, Comparing):
         reference: str | None = None,
         title: str | None = None,
         date: str | None = None,
+        run: int | None = None,
     ) -> bytes:
-        """A comparison as a file's bytes. `date` stands under the title (None: now, UTC).
+        """A comparison as a file's bytes. `date` stands under the title (None: now, UTC); costs are of benchmark run `run`.
 
-        Raises CoreError for a format that there is not, no model, or more than `MOST_MODELS`.
+        Raises CoreError for a format that there is not, no model, more than `MOST_MODELS`, or a run that none of them was in.
         """
         _ending(form)
-        found = self._findings(models, reference, title)
+        found = self._findings(models, reference, title, run)
         when = date if date is not None else datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         if form == "csv":
             return to_csv(found)
@@ -82,20 +84,22 @@ class Reporting(Views, Comparing):
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", newest).strip("-.") or "models"
         return f"report-{stem}{'-markdown' if form == 'markdown' else ''}.{_ending(form)}"
 
-    def save_report(self, models: Sequence[str], target: Path | str, form: str = "html", *, branch: bool = False) -> Path:
+    def save_report(
+        self, models: Sequence[str], target: Path | str, form: str = "html", *, branch: bool = False, run: int | None = None
+    ) -> Path:
         """Writes a report to `target` (a file or a folder); never overwrites. `branch`: of the one model's lineage branch."""
         path = Path(target).expanduser()
         path = path / self.report_name(models, form) if path.is_dir() else path
         if path.exists():
             raise CoreError(f"{path} is there already.", code="exists", given=str(path), next="Choose another name.")
-        made = self.report_branch(models[0], form) if branch else self.report(models, form)
+        made = self.report_branch(models[0], form) if branch else self.report(models, form, run=run)
         try:
             path.write_bytes(made)
         except OSError as error:
             raise CoreError(f"{path} could not be written: {error}", code="write", given=str(path)) from error
         return path
 
-    def _findings(self, models: Sequence[str], reference: str | None, title: str | None) -> Findings:
+    def _findings(self, models: Sequence[str], reference: str | None, title: str | None, run: int | None) -> Findings:
         if not 1 <= len(models) <= MOST_MODELS:
             raise CoreError(
                 f"A report is of 1 to {MOST_MODELS} models, not {len(models)}.",
@@ -103,7 +107,7 @@ class Reporting(Views, Comparing):
                 given=len(models),
                 legal=f"1 to {MOST_MODELS}",
             )
-        comparison = self._comparison_of(models)
+        comparison = compare(self.store, models, run)
         names = [m.name for m in comparison.models]
         said = title or ("Comparison of " + ", ".join(names) if len(names) < 4 else f"Comparison of {len(names)} models")
         lines = {m.id: self.spec_line(m.id) for m in comparison.models}

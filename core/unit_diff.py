@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import store as st
+from core.checks import weights_path
 from core.errors import CoreError
 from core.pruning.units import unit_slices
 from core.stored_weights import StoredWeights
@@ -123,10 +124,7 @@ class UnitDiffs:
     store: Store
 
     def _weights_path(self, ref: str) -> Path:
-        row = st.get_model(self.store, ref)
-        if row.blob_digest is None or not self.store.blobs.exists(row.blob_digest):
-            raise CoreError(f"The weights of {row.name} are not in the store any more.", code="no_weights", given=row.id)
-        return self.store.blobs.path(row.blob_digest)
+        return weights_path(self.store, st.get_model(self.store, ref))
 
     def unit_diff(self, first: str, second: str) -> ModelDiff:
         """Two models unit by unit. Raises CoreError for models of two configs, whose units have nothing in common, or without weights."""

@@ -13,8 +13,8 @@ from PIL import Image
 
 import store as st
 import store.jobs as jobs
+from core.checks import weights_path
 from core.compare import METRICS
-from core.errors import CoreError
 from core.settings import Settings
 from dcaecore import read_header
 from dcaecore.sparse import unpack_mask, unpack_values
@@ -122,10 +122,7 @@ class Views:
 
     def weight_histogram(self, ref: str, bins: int = 80) -> tuple[list[float], list[int], int]:
         """(bin edges, counts, exact zeros) over all prunable weights."""
-        row = st.get_model(self.store, ref)
-        if row.blob_digest is None or not self.store.blobs.exists(row.blob_digest):
-            raise CoreError(f"The weights of {row.name} are not in the store any more.", code="no_weights", given=row.id)
-        return _histogram(str(self.store.blobs.path(row.blob_digest)), bins)
+        return _histogram(str(weights_path(self.store, st.get_model(self.store, ref))), bins)
 
     def evaluation_for(self, ref: str) -> dict[str, Any]:
         """Evaluation settings that fit a model: those of its family's last evaluation, or the images of a later retraining."""

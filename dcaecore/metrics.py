@@ -132,5 +132,5 @@ def latent_drift(z: Tensor, reference: Tensor) -> Tensor:
 
 
 def median_scores(pinned: PinnedImages) -> dict[str, float]:
-    """What the median frame alone would score: the floor that a model must be far above."""
-    return {} if pinned.median is None else means(score_images(pinned.median, pinned))
+    """PSNR that the median frame alone would score: the floor that a model must be far above."""
+    return {} if pinned.median is None else means(score_psnr(pinned.median, pinned))

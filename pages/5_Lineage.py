@@ -10,9 +10,9 @@ from core.compare import METRICS  # noqa: E402
 from pages.ui.card import again, delete_popover, housekeeping, story, words  # noqa: E402
 from pages.ui.figures import headline, validate_and_save  # noqa: E402
 from pages.ui.forest import OPERATION, Drawing, draw, picks  # noqa: E402
+from pages.ui.model_table import EXAMPLE, models_table  # noqa: E402
 
-ROWS = 500  # of the table: more are found by a search
-EXAMPLE = "Words, or psnr_db > 30 and decode_ms < 5, tag = small, kind = pruned, method = structured"
+ROWS = 5000  # of the table: more are found by a search
 
 
 def title_of(key: str) -> str:
@@ -68,16 +68,9 @@ if forest.cost_left_out and "cost" in {METRICS[key].source for key in (colour, s
 st.caption(" ".join(told))
 with st.expander(f"{len(found)} models as a table", expanded=fits is not None, on_change="rerun", key="table-open") as table:
     if table.open:
-        rows = [
-            {"name": leaf.name, "id": leaf.id, "kind": leaf.kind,
-             **{METRICS[k].title: METRICS[k].text(forest.figures[leaf.id].get(k)) for k in ("parameters", "psnr_db", "decode_ms")},
-             "created (UTC)": leaf.created[:19].replace("T", " "), "tags": ", ".join(leaf.tags)}
-            for leaf in found[:ROWS]
-        ]  # fmt: skip
-        picked = st.dataframe(rows, hide_index=True, on_select="rerun", selection_mode="single-row", key="lineage-table")
-        selected = picked["selection"]["rows"]  # type: ignore[index]
-        if selected and found[selected[0]].id != chosen and st.button("Show the selected model"):
-            st.query_params["model"] = found[selected[0]].id
+        selected = models_table(forest, found[:ROWS], mode="single-row", key="lineage-table")
+        if selected and selected[0].id != chosen and st.button("Show the selected model"):
+            st.query_params["model"] = selected[0].id
             st.rerun()
         if len(found) > ROWS:
             st.caption(f"The newest {ROWS} of {len(found)}; a search finds the others.")

@@ -12,7 +12,7 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-from core.compare import METRICS, Comparison
+from core.compare import MAIN_METRICS, Comparison
 from core.mirror.writing import STEP
 
 VIEW_NAME = "Offshoot: comparing models"
@@ -82,7 +82,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     """The table that Compare shows: each figure with its change against the baseline; what could not be compared below it."""
     heads = ["Figure", *(f"{model.name} ({model.id})" for model in comparison.models)]
     lines = [f"| {' | '.join(_escaped(head) for head in heads)} |", f"|{'---|' * len(heads)}"]
-    for key, metric in METRICS.items():
+    for key, metric in MAIN_METRICS.items():
         figures = [comparison.figures[model.id][key] for model in comparison.models]
         if all(figure.value is None for figure in figures):
             continue

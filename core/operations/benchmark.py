@@ -1,27 +1,32 @@
-"""Benchmark: latency, throughput and memory of several models, interleaved in one measurement, so that their ratios hold."""
+"""Benchmark: what several models cost, interleaved in one measurement, so that their ratios hold.
+
+Latency and throughput of encode and decode; on request over batch and image sizes; energy where the GPU tells it; start-up and peak
+memory in processes of their own; bytes. A figure that cannot be had is absent, with the reason, and never 0.
+"""
 
 from __future__ import annotations
 
-import platform
-import re
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections import Counter
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
+from core.checks import weights_path
 from core.errors import CoreError
+from core.operations.clock import conditions, seconds, synchronisation
 from core.operations.context import Context, Outcome
+from core.operations.energy import energy, meter
 from core.operations.models import load
-from core.specs import BenchmarkSpec, ProfileSpec
+from core.operations.startup import DTYPES, images, start, summary
+from core.operations.sweep import sweep
+from core.specs import BenchmarkSpec
 from dcaecore import DCAE
-from store import baseline_of, resolve_model
+from store import baseline_of, get_model, resolve_model
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+"""1 measured memory in the process that held every model, and no start-up, energy or sweep."""
 
 
 def run(spec: BenchmarkSpec, context: Context) -> Outcome:
@@ -33,35 +38,78 @@ def run(spec: BenchmarkSpec, context: Context) -> Outcome:
         raise CoreError("A benchmark needs a model.", code="no_parent")
     ids = [context.job.parent_model_id, *(resolve_model(context.store, ref) for ref in spec.models)]
     if spec.with_baseline:
-        ids += [baseline_of(context.store, ref).id for ref in list(ids)]
+        ids += [base for ref in list(ids) if (base := _baseline(ref, context)) is not None]
     ids = list(dict.fromkeys(ids))
-    dtype = torch.bfloat16 if spec.dtype == "bfloat16" else torch.float32
-    models = {ref: load(context.store, ref).model.to(context.device, dtype).eval() for ref in ids}
+    models = {ref: load(context.store, ref).model.to(context.device, DTYPES[spec.dtype]).eval() for ref in ids}
     for model in models.values():
-        model.config.check_image_size(spec.image_size, spec.image_size)
-    x = torch.rand(spec.batch_size, 3, spec.image_size, spec.image_size, generator=torch.Generator().manual_seed(0))
-    x = (x * 2 - 1).to(context.device, dtype)
+        for size in spec.every_image_size:
+            model.config.check_image_size(size, size)
+    x = images(spec.batch_size, spec.image_size, DTYPES[spec.dtype], context.device)
     times = measure(models, x, spec.repeats, spec.warmup, context)
-    rows = [{"model_id": ref, **figures(times[ref], spec.batch_size), **memory(models[ref], x)} for ref in ids]
+    rows: dict[str, dict[str, Any]] = {ref: {**figures(times[ref], spec.batch_size), **loaded(models[ref])} for ref in ids}
+    missing: dict[str, dict[str, str]] = {ref: {} for ref in ids}
+    measured_by = meter(context.device)
+    if isinstance(measured_by, str):
+        for why in missing.values():
+            why["energy_j_per_image"] = measured_by
+    else:
+        for ref, found in energy(models, x, measured_by, context).items():
+            rows[ref] |= found
+    if spec.sweep:
+        for ref, points in sweep(models, spec, context, lambda some, at: _point(some, at, spec, context)).items():
+            rows[ref]["sweep"] = points
+    for ref, (found, why) in _starts(ids, spec, context).items():
+        rows[ref] |= found
+        missing[ref] |= why
+    for ref in ids:
+        if missing[ref]:
+            rows[ref]["not_measured"] = missing[ref]
+        context.log("info", f"{ref}: decode {rows[ref]['decode_ms']:.2f} ms, encode {rows[ref]['encode_ms']:.2f} ms")
     measurement = {
-        **conditions(spec, context.device),
+        **protocol(spec, context.device),
+        **({} if isinstance(measured_by, str) else {"energy": measured_by.how}),
+        "models": [{"model_id": ref, **rows[ref]} for ref in ids],
+    }
+    return Outcome(measurements=[measurement], result={"models": ids})
+
+
+def _baseline(ref: str, context: Context) -> str | None:
+    """The id of a model's baseline, where that can still run: a measurement beside nothing is better than none."""
+    row = baseline_of(context.store, ref)
+    if row.deleted is None and row.blob_digest is not None and context.store.blobs.exists(row.blob_digest):
+        return row.id
+    context.log("warning", f"{row.name}, the baseline of {ref}, is not in the store any more and is left out.")
+    return None
+
+
+def protocol(spec: BenchmarkSpec, device: str) -> dict[str, Any]:
+    """All that the figures stand under."""
+    return {
+        **conditions(spec, device),
         "repeats": spec.repeats,
         "warmup": spec.warmup,
+        "starts": spec.starts,
+        "order": "models in turn, each repeat begins with another",
+        "synchronisation": synchronisation(device),
         "version": PROTOCOL_VERSION,
-        "models": rows,
+        **({"sweep_repeats": spec.sweep_repeats} if spec.sweep else {}),
+        # Both change float32's speed by half and more.
+        **(
+            {"tf32_convolutions": torch.backends.cudnn.allow_tf32, "cudnn_benchmark": torch.backends.cudnn.benchmark}
+            if device.startswith("cuda")
+            else {}
+        ),
     }
-    for row in rows:
-        context.log("info", f"{row['model_id']}: decode {row['decode_ms']:.2f} ms, encode {row['encode_ms']:.2f} ms")
-    return Outcome(measurements=[measurement], result={"models": ids})
 
 
 @torch.inference_mode()
 def measure(
-    models: dict[str, DCAE], x: Tensor, repeats: int, warmup: int, context: Context | None = None
+    models: dict[str, DCAE], x: Tensor, repeats: int, warmup: int, context: Context | None = None, *, share: float = 0.5
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds of each repeat's `encode` and `decode`, by model; synchronised, after `warmup` untimed runs of each.
 
-    Every repeat begins with another model, so that none always follows the same neighbour (caches, clocks).
+    Every repeat begins with another model, so that none always follows the same neighbour (caches, clocks). `share` is the part of the
+    job that this is, told as its progress; 0 tells nothing.
     """
     latents = {ref: model.encode(x) for ref, model in models.items()}
     order = list(models)
@@ -77,34 +125,31 @@ def measure(
                 times[ref]["decode"].append(decode)
         if context is not None:
             context.check()
-            context.progress((repeat + warmup + 1) / (repeats + warmup), f"repeat {max(0, repeat + 1)} of {repeats}")
+            if share:
+                done = (repeat + warmup + 1) / (repeats + warmup)
+                context.progress(share * done, f"repeat {max(0, repeat + 1)} of {repeats}")
     return times
 
 
-def seconds(call: Callable[[], Any], device: torch.device | str, times: int = 1) -> float:
-    """Seconds of one of `times` calls in a row, synchronised."""
-    cuda = torch.device(device).type == "cuda"
-    if cuda:
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    for _ in range(times):
-        call()
-    if cuda:
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - started) / times
+def _point(models: dict[str, DCAE], x: Tensor, spec: BenchmarkSpec, context: Context) -> dict[str, dict[str, float]]:
+    """Figures of one point of a sweep."""
+    times = measure(models, x, spec.sweep_repeats, 1, context, share=0.0)
+    return {ref: figures(own, len(x)) for ref, own in times.items()}
 
 
-def conditions(spec: BenchmarkSpec | ProfileSpec, device: str) -> dict[str, Any]:
-    """What a latency was measured on and with."""
-    return {
-        "device": device,
-        "device_name": device_name(device),
-        "dtype": spec.dtype,
-        "image_size": spec.image_size,
-        "batch_size": spec.batch_size,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+def _starts(ids: list[str], spec: BenchmarkSpec, context: Context) -> dict[str, tuple[dict[str, float], dict[str, str]]]:
+    """Start-up and peak memory by model; models take turns here too."""
+    if not spec.starts:
+        told = {"start_ms": "no start was asked for (starts is 0)", "peak_resident_bytes": "no start was asked for (starts is 0)"}
+        return {ref: ({}, told) for ref in ids}
+    starts: dict[str, list[dict[str, Any]]] = {ref: [] for ref in ids}
+    for number in range(spec.starts):
+        for ref in ids:
+            context.check()
+            context.progress(0.8 + 0.2 * number / spec.starts, f"start {number + 1} of {spec.starts}")
+            path = weights_path(context.store, get_model(context.store, ref))
+            starts[ref].append(start(path, context.device, spec.dtype, spec.image_size, spec.batch_size, context))
+    return {ref: summary(own) for ref, own in starts.items()}
 
 
 def figures(times: dict[str, list[float]], batch_size: int) -> dict[str, float]:
@@ -121,46 +166,9 @@ def figures(times: dict[str, list[float]], batch_size: int) -> dict[str, float]:
     return found
 
 
-@torch.inference_mode()
-def memory(model: DCAE, x: Tensor) -> dict[str, float]:
-    """Peak bytes of a forward pass: on CUDA the allocator's, less what the other models hold; elsewhere the whole process's."""
-    if x.device.type != "cuda":
-        reset = _reset_peak_rss()
-        model(x)
-        return {"process_memory_bytes": float(_peak_rss() if reset else psutil.Process().memory_info().rss)}
-    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    torch.cuda.synchronize(x.device)
-    held = torch.cuda.memory_allocated(x.device)
-    torch.cuda.reset_peak_memory_stats(x.device)
-    model(x)
-    torch.cuda.synchronize(x.device)
-    return {
-        "peak_memory_bytes": float(torch.cuda.max_memory_allocated(x.device) - held + weights),
-        "reserved_memory_bytes": float(torch.cuda.max_memory_reserved(x.device)),
-    }
-
-
-def _reset_peak_rss() -> bool:
-    """Linux: lets the process's peak start anew (proc(5), clear_refs); False where that cannot be had."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _peak_rss() -> int:
-    """Bytes of the process's peak since the reset."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024  # type: ignore[index]
-
-
-def device_name(device: str) -> str:
-    """What the device calls itself."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+def loaded(model: DCAE) -> dict[str, Any]:
+    """Bytes of parameters and buffers as they lie in memory, together and by dtype."""
+    by_dtype: Counter[str] = Counter()
+    for tensor in (*model.parameters(), *model.buffers()):
+        by_dtype[str(tensor.dtype).removeprefix("torch.")] += tensor.numel() * tensor.element_size()
+    return {"loaded_bytes": float(sum(by_dtype.values())), "loaded_bytes_by_dtype": {k: float(v) for k, v in by_dtype.items()}}

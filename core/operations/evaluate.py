@@ -98,7 +98,7 @@ def judged(
     for index in range(min(spec.num_save_images, len(pinned))):
         pictures.append(NewImage(index, png(pinned.images[index]), "original"))
         pictures.append(NewImage(index, png(scores.reconstructions[index])))
-    floor = {f"median_frame_{name}": value for name, value in median_scores(pinned).items() if "psnr" in name}
+    floor = {f"median_frame_{name}": value for name, value in median_scores(pinned).items()}
     result = {
         **floor,
         "foreground_share": pinned.foreground_share,

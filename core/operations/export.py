@@ -17,7 +17,7 @@ from core.exporting.files import write_weights
 from core.exporting.programs import Call, module_calls, onnx_call, torch_call, weights_calls
 from core.exporting.snippets import snippet
 from core.exporting.tools import check_tools
-from core.operations.benchmark import device_name, seconds
+from core.operations.clock import device_name, seconds
 from core.operations.context import Context, Outcome
 from core.operations.images import open_parts
 from core.operations.models import Loaded, load

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from core.checks import weights_path
 from core.pruning.masks import apply_masks
 from core.specs import SPEC_VERSION, Spec
 from dcaecore import DCAE, DCAEConfig, Layout, estimate, load_model, save_model, weights_digest
@@ -28,11 +29,7 @@ class Loaded:
 def load(store: Store, ref: str, device: str = "cpu") -> Loaded:
     """Reads a model's weights; raises StoreError for an unknown or cleaned-away one."""
     row = get_model(store, ref)
-    if row.blob_digest is None or not store.blobs.exists(row.blob_digest):
-        from core.errors import CoreError
-
-        raise CoreError(f"The weights of {row.name} are not in the store any more.", code="no_weights", given=row.id)
-    loaded = load_model(store.blobs.path(row.blob_digest), device=device)
+    loaded = load_model(weights_path(store, row), device=device)
     return Loaded(row, loaded.model, loaded.masks)
 
 

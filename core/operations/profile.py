@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from core.errors import CoreError
-from core.operations.benchmark import conditions, seconds
+from core.operations.clock import conditions, seconds
 from core.operations.context import Context, Outcome
 from core.operations.models import load
 from core.pruning.plans import kept_count

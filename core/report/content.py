@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.choice import Front, pareto_front
-from core.compare import METRICS, Comparison
+from core.compare import MAIN_METRICS, METRICS, Comparison
+from core.cost import SWEEP_TITLE, CostLine, conditions_text, cost_lines, sweep_rows, under
 from core.quality import Quality, difference_text, interval_text, shown_metrics, verdict
 from core.report.document import Block, Chart, Code, Document, Grid, Heading, Items, Picture, Point, Table, Text
 from core.seeing import image_lines
@@ -35,9 +36,7 @@ class Findings:
     @property
     def names(self) -> dict[str, str]:
         """Each model's name, with some of its id where two have the same."""
-        models = self.comparison.models
-        every = [m.name for m in models]
-        return {m.id: m.name if every.count(m.name) == 1 else f"{m.name} ({m.id[2:8]})" for m in models}
+        return self.comparison.titles
 
 
 def findings(store: Store, title: str, comparison: Comparison, quality: Quality, spec_lines: dict[str, str]) -> Findings:
@@ -50,8 +49,8 @@ def findings(store: Store, title: str, comparison: Comparison, quality: Quality,
 
 def document(store: Store, found: Findings, date: str) -> Document:
     """The report as blocks. `date` is the only thing in it that is not in the store."""
-    blocks: list[Block] = [*_summary(found), *_figures(found), *_quality(found), *_front(found), *_pictures(store, found)]
-    blocks += [*_ancestry(found), *_models(found), *_conditions(found)]
+    blocks: list[Block] = [*_summary(found), *_figures(found), *_quality(found), *_cost(found), *_front(found)]
+    blocks += [*_pictures(store, found), *_ancestry(found), *_models(found), *_conditions(found)]
     return Document(found.title, date, tuple(blocks))
 
 
@@ -80,7 +79,7 @@ def _figures(found: Findings) -> list[Block]:
     comparison, models = found.comparison, found.comparison.models
     rows: list[tuple[str, ...]] = []
     tones: dict[tuple[int, int], str] = {}
-    for key, metric in METRICS.items():
+    for key, metric in MAIN_METRICS.items():
         figures = [comparison.figures[m.id][key] for m in models]
         if all(figure.value is None for figure in figures):
             continue
@@ -93,10 +92,11 @@ def _figures(found: Findings) -> list[Block]:
                 tones[len(rows), column] = "better" if better else "worse"
         rows.append((metric.title, *cells))
     header = ("", *(found.names[m.id] for m in models))
+    told = under(comparison, METRICS)
     notes = [Text(note, warning=True) for note in comparison.notes]
     return [
         Heading("Figures"),
-        Text("Beside each value its change against the model's own baseline."),
+        Text(f"Beside each value its change against the model's own baseline.{f' Of {told}.' if told else ''}"),
         Table(header, tuple(rows), tones),
         *notes,
     ]
@@ -130,6 +130,27 @@ def _quality(found: Findings) -> list[Block]:
     return [Heading("Is the difference real?"), Text(how), Table(header, tuple(rows), tones), *notes]
 
 
+def _cost(found: Findings) -> list[Block]:
+    """Latency with its tail, memory, start-up, bytes; throughput over sizes where it was measured."""
+    comparison = found.comparison
+    header = ("", *(found.names[m.id] for m in comparison.models))
+    m = comparison.measurement
+    told = (
+        "Not benchmarked: bytes alone are known."
+        if m is None
+        else f"{conditions_text(m)} Medians, with 95th and 99th percentile."
+    )
+    blocks: list[Block] = [Heading("Cost"), Text(told)]
+    lines, sizes = cost_lines(comparison), sweep_rows(comparison)
+    blocks.append(Table(header, _cells(comparison, [line for line in lines if not line.reason])))
+    blocks += [Text(f"{line.title}: {line.reason}.") for line in lines if line.reason]
+    return [*blocks, Heading(SWEEP_TITLE, 3), Table(header, _cells(comparison, sizes))] if sizes else blocks
+
+
+def _cells(comparison: Comparison, lines: Sequence[CostLine]) -> tuple[tuple[str, ...], ...]:
+    return tuple((line.title, *(line.cells[model.id] for model in comparison.models)) for line in lines)
+
+
 def _front(found: Findings) -> list[Block]:
     front, names = found.front, found.names
     if not front.best:
@@ -138,7 +159,7 @@ def _front(found: Findings) -> list[Block]:
     x, y = ({m.id: float(found.comparison.figures[m.id][key].value or 0) * METRICS[key].scale for m in drawn} for key in AXES)
     points = tuple(Point(names[m.id], x[m.id], y[m.id], m.id in front.best) for m in drawn)
     titles = [f"{METRICS[key].title} ({METRICS[key].unit})" for key in AXES]
-    said = f"On the Pareto front: {', '.join(names[ref] for ref in front.best)}."
+    said = f"On the Pareto front: {', '.join(names[ref] for ref in front.best)}. Of {under(found.comparison, AXES)}."
     if front.left_out:
         said += f" Left out, as a figure is missing: {', '.join(names[ref] for ref in front.left_out)}."
     return [Heading("Quality against cost"), Chart(titles[0], titles[1], points), Text(said)]

@@ -105,9 +105,51 @@ class BenchmarkSpec(Spec):
     with_baseline: bool = spec_field(True, "Run the baseline of each model beside it.", group="Models")
     image_size: int = spec_field(128, "Side of the square images.", group="Sizes", ge=16, le=4096, unit="px")
     batch_size: int = spec_field(1, "Images at once.", group="Sizes", ge=1, le=1024)
+    batch_sizes: tuple[int, ...] = spec_field(
+        (), "Throughput over these batch sizes too, e.g. [1, 2, 4, 8]; empty: no sweep over them.", group="Sizes", max_length=12
+    )
+    image_sizes: tuple[int, ...] = spec_field(
+        (), "Throughput over these image sizes too, e.g. [64, 128, 256]; empty: no sweep over them.", group="Sizes", max_length=12,
+        unit="px",
+    )  # fmt: skip
     repeats: int = spec_field(20, "Timed repeats of each model.", group="Protocol", ge=3, le=10_000)
+    sweep_repeats: int = spec_field(5, "Timed repeats at each point of a sweep.", group="Protocol", ge=3, le=1000, advanced=True)
     warmup: int = spec_field(3, "Untimed runs of each model before.", group="Protocol", ge=1, le=1000, advanced=True)
+    starts: int = spec_field(
+        3, "Fresh processes that load each model and run it once: start-up and peak memory; 0: neither.", group="Protocol", ge=0,
+        le=20, advanced=True,
+    )  # fmt: skip
     dtype: DType = spec_field("float32", "Precision.", group="Protocol")
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _batch_sizes(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return _swept(value, 1, 1024)
+
+    @field_validator("image_sizes")
+    @classmethod
+    def _image_sizes(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return _swept(value, 16, 4096)
+
+    @property
+    def sweep(self) -> list[tuple[int, int]]:
+        """(image size, batch size) of each point of the sweep; empty where none is asked for."""
+        if not (self.batch_sizes or self.image_sizes):
+            return []
+        return [
+            (size, batch) for size in self.image_sizes or (self.image_size,) for batch in self.batch_sizes or (self.batch_size,)
+        ]
+
+    @property
+    def every_image_size(self) -> list[int]:
+        """All sides that models are to run at."""
+        return sorted({self.image_size, *self.image_sizes})
+
+
+def _swept(value: tuple[int, ...], low: int, high: int) -> tuple[int, ...]:
+    if not all(low <= one <= high for one in value):
+        raise ValueError(f"each lies in {low} to {high}, not {value}")
+    return tuple(sorted(set(value)))
 
 
 class InspectSpec(Spec):

@@ -121,7 +121,9 @@ def benchmark(models: list[str], spec: Path | None = None, **options: Any) -> No
     rows = [manager.get_model(ref).id for ref in models]
     finish(manager, manager.benchmark_models(rows, spec_values(SPECS["benchmark"], options, spec)))
     if not state.json and not state.detach:
-        output.show_comparison(manager.compare(rows))
+        comparison = manager.compare(rows)
+        output.show_comparison(comparison)
+        output.show_cost(comparison)
 
 
 def sensitivity(model: str = "current", spec: Path | None = None, **options: Any) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from core.choice import Front, Ranking
 from core.compare import METRICS, Comparison
+from core.cost import under
 from core.errors import CoreError
 from core.quality import Quality, difference_text, interval_text, shown_metrics
 from core.reporting import FORMATS
@@ -28,6 +29,9 @@ def compare_models(
     on: Annotated[
         str | None, typer.Option(help="Quality of this test run (`test-run` names it), not of the pinned images.")
     ] = None,
+    run: Annotated[
+        int | None, typer.Option(help="Costs of this benchmark run; default: the newest of those with most of the models.")
+    ] = None,
 ) -> None:
     """Figures of models side by side: with intervals, paired differences, the Pareto front, and a ranking where weights are given."""
     from core.terminal.app import state  # the parent of this verb: importing it above would go in a circle
@@ -37,7 +41,9 @@ def compare_models(
     axes = [part.strip() for part in front.split(",")]
     if len(axes) != 2:
         raise CoreError("A front is over two figures.", code="metric", given=front, legal="two, such as decode_ms,psnr_db")
-    comparison = manager.compare(models) if on is None else manager.compare_on(models, on)
+    comparison = manager.compare(models, run)
+    if on is not None:
+        comparison = manager.compare_on(comparison, on)
     found = manager.quality(comparison, reference)
     best = manager.pareto(comparison, *axes)
     ranked = None if wanted is None else manager.rank(comparison, wanted)
@@ -52,6 +58,7 @@ def compare_models(
         )
         return
     output.show_comparison(comparison)
+    output.show_cost(comparison)
     show_quality(comparison, found)
     _show_front(comparison, best, axes)
     if ranked is not None:
@@ -62,12 +69,17 @@ def report(
     models: Annotated[list[str], typer.Argument(help="Ids, names or aliases; of one model only, its branch is reported.")],
     form: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "html",
     out: Annotated[Path, typer.Option(help="File or folder to write to; never overwritten.")] = Path("."),
+    run: Annotated[int | None, typer.Option(help="Costs of this benchmark run; not of a branch.")] = None,
 ) -> None:
     """Write a report: of the models given, or of one model's branch of the lineage."""
     from core.terminal.app import state
 
     manager = state.manager()
-    path = manager.save_report([manager.get_model(ref).id for ref in models], out, form, branch=len(models) == 1)
+    if run is not None and len(models) == 1:
+        raise CoreError(
+            "A branch is reported with its newest benchmark run: name two models or more for another.", code="run", given=run
+        )
+    path = manager.save_report([manager.get_model(ref).id for ref in models], out, form, branch=len(models) == 1, run=run)
     output.emit({"path": str(path)}) if state.json else output.console.print(str(path), markup=False, highlight=False)
 
 
@@ -120,6 +132,7 @@ def _show_front(comparison: Comparison, front: Front, axes: Sequence[str]) -> No
         return
     titles = " and ".join(METRICS[key].title for key in axes)
     text = f"Pareto front over {titles}: {_names(comparison, front.best)}."
+    text += f" Of {told}." if (told := under(comparison, axes)) else ""
     if front.left_out:
         text += f" Left out, as a figure is missing: {_names(comparison, front.left_out)}."
     output.console.print(text, markup=False, highlight=False)
@@ -132,6 +145,9 @@ def _show_ranking(comparison: Comparison, found: Ranking) -> None:
     for one in found.ranked:
         table.add_row(names[one.id], f"{one.score:.3f}", *(f"{one.parts[key]:.2f}" for key in keys))
     output.console.print(table)
+    told = under(comparison, keys)
+    if told:
+        output.console.print(f"Of {told}.", markup=False, highlight=False)
     for ref, lacking in found.left_out.items():
         missing = ", ".join(METRICS[key].title for key in lacking)
         output.console.print(f"Not ranked: {names[ref]} has no {missing} here.", style="yellow", markup=False)

@@ -45,7 +45,7 @@ def run(manager: ModelManager, rate: float, *, quick: bool, follow: Follow) -> C
             prune=chosen.prune.model_copy(update={"rate": rate}),
             retrain=chosen.retrain.model_copy(update=steps),
             evaluate=chosen.evaluate.model_copy(update={"num_images": 16}),
-            benchmark=chosen.benchmark.model_copy(update={"repeats": 5}),
+            benchmark=chosen.benchmark.model_copy(update={"repeats": 5, "starts": 1}),
         )
     else:
         parent = prepare(manager)

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import store.jobs as jobs
-from core.compare import METRICS, Comparison
+from core.compare import MAIN_METRICS, METRICS, Comparison
+from core.cost import SWEEP_TITLE, conditions_text, cost_lines, sweep_rows
 from core.errors import CoreError
 from core.exports import Export
 from core.model_manager import ModelManager
@@ -70,7 +71,7 @@ def comparison_table(comparison: Comparison) -> Table:
     table.add_column("")
     for model in comparison.models:
         table.add_column(model.name, justify="right")
-    for key, metric in METRICS.items():
+    for key, metric in MAIN_METRICS.items():
         cells = []
         for model in comparison.models:
             figure = comparison.figures[model.id][key]
@@ -94,14 +95,22 @@ def show_comparison(comparison: Comparison) -> None:
         kind = "images (a test run)" if "run" in p else "test images"
         console.print(f"Quality: {p['num_images']} {kind} of {p['source']}, {p['image_size']} px, {p['dtype']}.")
     if comparison.measurement:
-        m = comparison.measurement
-        threads = f"{m['threads']} thread{'s' if m['threads'] != 1 else ''}"
-        console.print(
-            f"Cost: {m['device']}, {threads}, {m['dtype']}, {m['image_size']} px, batch {m['batch_size']}, "
-            f"median of {m['repeats']} interleaved repeats. Changes are against the baseline."
-        )
+        text = f"Cost: {conditions_text(comparison.measurement)} Medians; changes are against the baseline."
+        console.print(text, markup=False, highlight=False)
     for note in comparison.notes:
         console.print(note, style="yellow")
+
+
+def show_cost(comparison: Comparison) -> None:
+    """Latency with its tail, memory, start-up and bytes, and throughput over sizes where it was measured."""
+    names = [model.name for model in comparison.models]
+    for title, lines in (("Cost", cost_lines(comparison)), (SWEEP_TITLE, sweep_rows(comparison))):
+        if not lines:
+            continue
+        table = Table("", *names, header_style="bold", title=title, title_justify="left")
+        for line in lines:
+            table.add_row(line.title, *(line.cells[model.id] for model in comparison.models))
+        console.print(table)
 
 
 def show_sensitivity(table: SensitivityTable) -> None:

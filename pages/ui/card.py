@@ -7,7 +7,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from core.compare import METRICS
+from core.compare import MAIN_METRICS, METRICS
 from core.model_manager import ModelManager
 from core.reproduction import reproduction_lines
 from pages.ui.boot import describe, guarded, job_bar, show_error
@@ -43,7 +43,7 @@ def _changes(manager: ModelManager, row: ModelRow) -> None:
     told = [
         f"- {METRICS[key].title}: {figure.metric.text(figure.value)}, {figure.change_text(figure.against_parent)}"
         for key, figure in figures.items()
-        if figure.against_parent is not None
+        if key in MAIN_METRICS and figure.against_parent is not None
     ]
     st.markdown("\n".join(told) or "No figure of both was measured alike.")
     st.caption(manager.spec_line(row.id))

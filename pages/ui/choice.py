@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
 from core.choice import Ranking
 from core.compare import METRICS, Comparison
+from core.cost import under
 from core.model_manager import ModelManager
 from core.quality import difference_text, interval_text, shown_metrics
 from pages.ui.chain import PALETTE
@@ -31,7 +34,7 @@ def quality_section(manager: ModelManager, comparison: Comparison) -> None:
             "Against", refs, index=refs.index(first.reference), format_func=lambda ref: names[ref], width=420
         )
     found = first if reference == first.reference else manager.quality(comparison, reference)
-    titles = {ref: f"{names[ref]} ({ref[:8]})" for ref in refs}
+    titles = comparison.titles
     table: list[dict[str, str]] = []
     for key in shown_metrics(found, refs):
         metric = METRICS[key]
@@ -104,7 +107,12 @@ def front_section(manager: ModelManager, comparison: Comparison) -> None:
     said = f"★ On the Pareto front: {', '.join(names[ref] for ref in front.best)}." if front.best else ""
     if front.left_out:
         said += f" Not drawn, as one of the two figures is missing: {', '.join(names[ref] for ref in front.left_out)}."
-    st.caption(said)
+    st.caption(f"{said} {_under(comparison, (x_key, y_key))}")
+
+
+def _under(comparison: Comparison, keys: Sequence[str]) -> str:
+    told = under(comparison, keys)
+    return f"Of {told}; nothing else is drawn or ranked beside it." if told else ""
 
 
 def ranking_section(manager: ModelManager, comparison: Comparison) -> None:
@@ -143,7 +151,10 @@ def ranking_section(manager: ModelManager, comparison: Comparison) -> None:
         for title in ("score", *(METRICS[key].title for key in used))
     }
     st.dataframe(pd.DataFrame(table), hide_index=True, height="content", column_config=bars)
-    st.caption("Each figure from 0, the worst of those ranked, to 1, the best; the score is their weighted mean.")
+    st.caption(
+        "Each figure from 0, the worst of those ranked, to 1, the best; the score is their weighted mean. "
+        + _under(comparison, used)
+    )
     for ref, lacking in found.left_out.items():
         st.caption(
             f"Not ranked: {names[ref]} has no {', '.join(METRICS[key].title for key in lacking)} under this protocol and run."

@@ -51,14 +51,13 @@ def runs_section(manager: ModelManager, models: list[ModelRow]) -> None:
         )
     else:
         st.caption("These models were tried on no other images yet.")
-    with st.expander("Try these models on other images", icon=":material/dataset:"):
-        found = spec_form(DataRunSpec, key="testrun", values=_start(manager, refs[-1]))
-        if st.button("Run", type="primary", key="testrun-run"):
-            with guarded():
-                manager.run_on_data(refs, found)
-                st.rerun()
-    with st.expander("Reconstruct a whole folder", icon=":material/folder_open:"):
-        _folder(manager, models)
+    with st.expander("Try these models on other images", icon=":material/dataset:", on_change="rerun", key="testrun-open") as box:
+        if box.open:
+            _try(manager, refs)
+    title = "Reconstruct a whole folder"
+    with st.expander(title, icon=":material/folder_open:", on_change="rerun", key="infer-open") as folder:
+        if folder.open:
+            _folder(manager, models)
     for job in manager.failed_runs(refs):
         if job.error:
             show_error(job.error)
@@ -66,6 +65,15 @@ def runs_section(manager: ModelManager, models: list[ModelRow]) -> None:
     under_way = manager.runs_under_way(refs)
     if under_way:
         _watch(manager, refs, len(under_way))
+
+
+def _try(manager: ModelManager, refs: list[str]) -> None:
+    """A form, drawn once it is asked for, as all its widgets take a tenth of a second."""
+    found = spec_form(DataRunSpec, key="testrun", values=_start(manager, refs[-1]))
+    if st.button("Run", type="primary", key="testrun-run"):
+        with guarded():
+            manager.run_on_data(refs, found)
+            st.rerun()
 
 
 def _start(manager: ModelManager, ref: str) -> dict[str, Any]:
@@ -76,9 +84,10 @@ def _start(manager: ModelManager, ref: str) -> dict[str, Any]:
 
 def _beside(manager: ModelManager, refs: list[str]) -> list[dict[str, str]]:
     """Rows of (images, model): the pinned block first, then each run's, the newest first. Empty without a run."""
-    pinned, runs = manager.compare(refs), manager.data_runs(refs)
+    runs = manager.data_runs(refs)
     if not runs:
         return []
+    pinned = manager.compare(refs)
     blocks = [("Pinned", pinned)] if pinned.protocol else []
     blocks += [(run.title, manager.compare_on(pinned, run.id)) for run in runs]
     intervals = [(title, on, manager.quality(on).intervals) for title, on in blocks]

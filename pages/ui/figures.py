@@ -6,18 +6,21 @@ from typing import Any
 
 import streamlit as st
 
-from core.compare import METRICS, UNCHANGED, Comparison, Figure
+from core.compare import METRICS, UNCHANGED, Comparison, Figure, run_title
 from core.model_manager import ModelManager
 from store import ModelRow
 
-MEMORY = ("peak_memory_bytes", "process_memory_bytes")
+MEMORY = ("peak_memory_bytes", "peak_resident_bytes")
 """Of the GPU where there is one, else of the process: one of them stays empty."""
 HEADLINE = ("parameters", "sparsity", "decode_ms", "encode_ms", "psnr_db", "foreground_psnr_db", "ssim", "accuracy", "loss")
 
 
-def change_text(figure: Figure) -> str | None:
-    """Both changes in one line, or None where there is nothing to compare with."""
+def change_text(figure: Figure, beside: str | None = "both") -> str | None:
+    """Both changes in one line, or that against `baseline` or `parent` alone; None where there is nothing to compare with."""
     changes = {"baseline": figure.against_baseline, "parent": figure.against_parent}
+    if beside in changes:
+        change = changes[beside]
+        return None if change is None else "unchanged" if abs(change) < UNCHANGED else figure.change_text(change)
     texts = {
         name: "unchanged" if abs(value) < UNCHANGED else figure.change_text(value)
         for name, value in changes.items()
@@ -70,11 +73,7 @@ def headline(manager: ModelManager, row: ModelRow, *, keys: tuple[str, ...] = HE
 
 def measured_text(m: dict[str, Any]) -> str:
     """How costs were measured."""
-    threads = f"{m['threads']} thread{'s' if m['threads'] != 1 else ''}"
-    return (
-        f"Latency: {m['device'].replace('cpu', 'CPU')}, {m['dtype']}, {m['image_size']} px, batch {m['batch_size']}, {threads}, "
-        f"median of {m['repeats']} interleaved repeats."
-    )
+    return f"Latency: {run_title(m)}, median of {m.get('repeats', '?')} interleaved repeats."
 
 
 def protocol_text(p: dict[str, Any]) -> str:

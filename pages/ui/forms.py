@@ -19,10 +19,11 @@ def spec_form(
     values: dict[str, Any] | None = None,
     per_row: int = 3,
     choices: dict[str, tuple[str, ...]] | None = None,
+    skip: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Draws the fields of a spec and returns what they say (not yet checked).
 
-    `values` are the start values, `choices` what may be picked for fields that hold several names.
+    `values` are the start values, `choices` what may be picked for fields that hold several names; fields of `skip` keep their start.
     """
     start = {**spec().model_dump(), **(values or {})}
     advanced = any(_is_advanced(spec, name) for name in spec.model_fields) and st.toggle(
@@ -37,7 +38,7 @@ def spec_form(
     for group, names in groups.items():
         columns: list[Any] = []
         box, place = None, 0
-        for name in names:
+        for name in (name for name in names if name not in skip):
             # One after the other: whether a field applies may hang on one just drawn, of its own group.
             if not spec.applies(name, found):
                 found[name] = spec.model_fields[name].default

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.compare import Comparison
 from core.exporting.tools import ELSEWHERE, FORMATS, TITLES, missing
 from core.exports import Export
 from core.model_manager import ModelManager
@@ -19,23 +20,25 @@ REPORT_TITLES = {"html": "HTML", "pdf": "PDF", "markdown": "Markdown", "csv": "C
 MIME = {"html": "text/html", "pdf": "application/pdf", "csv": "text/csv", "json": "application/json", "zip": "application/zip"}
 
 
-def report_section(manager: ModelManager, models: list[ModelRow]) -> None:
-    """One click for each format: of the models shown, or of the last one's branch of the lineage."""
+def report_section(manager: ModelManager, comparison: Comparison) -> None:
+    """One click for each format: of the models shown with the costs shown, or of the last one's branch of the lineage."""
     st.subheader("Report")
+    models = comparison.models
     last = models[-1]
     wide = st.segmented_control(
         "Of", ["these models", f"the branch of {last.name}"], default="these models", label_visibility="collapsed",
         help="The branch: its ancestors and descendants.",
     )  # fmt: skip
-    refs = manager.lineage_branch(last.id) if wide is not None and wide != "these models" else [model.id for model in models]
-    title = f"The branch of {last.name}" if wide is not None and wide != "these models" else None
+    of_branch = wide is not None and wide != "these models"
+    refs = manager.lineage_branch(last.id) if of_branch else [model.id for model in models]
+    title, run = (f"The branch of {last.name}", None) if of_branch else (None, comparison.run)
     if len(refs) > MOST_MODELS:
         st.caption(f"{len(refs)} models are too many for one report: {MOST_MODELS} at most. Choose some of them above.")
         return
     with st.container(horizontal=True):
         for form, ending in REPORT_FORMATS.items():
             st.download_button(
-                REPORT_TITLES[form], data=lambda form=form: manager.report(refs, form, title=title),
+                REPORT_TITLES[form], data=lambda form=form: manager.report(refs, form, title=title, run=run),
                 file_name=manager.report_name(refs, form), mime=MIME[ending], key=f"report-{form}", on_click="ignore",
                 icon=":material/description:", type="primary" if form == "html" else "secondary",
             )  # fmt: skip
@@ -54,19 +57,9 @@ def export_section(manager: ModelManager, models: list[ModelRow]) -> None:
         key="export-model",
         width=420,
     )
-    with st.expander("New export", icon=":material/output:"):
-        lacking = {form: packages for form in FORMATS if (packages := missing(form))}
-        for form, packages in lacking.items():
-            st.caption(f"{TITLES[form]}: not installed here (pip install {' '.join(packages)}).")
-        start = manager.evaluation_for(ref)
-        values = {"data": start["data"]} if "data" in start else {}
-        found = spec_form(ExportSpec, key="export", values={**values, "image_size": start["image_size"]})
-        for other in ELSEWHERE:
-            st.caption(other.text)
-        if st.button("Export", type="primary", key="export-run"):
-            with guarded():
-                manager.export_model(ref, found)
-                st.rerun()
+    with st.expander("New export", icon=":material/output:", on_change="rerun", key="export-open") as box:
+        if box.open:
+            _new_export(manager, ref)
     running = [job for job in manager.jobs(states=ACTIVE) if job.operation == "export" and job.parent_model_id == ref]
     if running:
         _watch(manager, ref, len(running))
@@ -75,6 +68,22 @@ def export_section(manager: ModelManager, models: list[ModelRow]) -> None:
         st.caption("Nothing was exported of this model yet.")
     for one in done:
         _one(manager, one)
+
+
+def _new_export(manager: ModelManager, ref: str) -> None:
+    """The form, and what is not installed here."""
+    lacking = {form: packages for form in FORMATS if (packages := missing(form))}
+    for form, packages in lacking.items():
+        st.caption(f"{TITLES[form]}: not installed here (pip install {' '.join(packages)}).")
+    start = manager.evaluation_for(ref)
+    values = {"data": start["data"]} if "data" in start else {}
+    found = spec_form(ExportSpec, key="export", values={**values, "image_size": start["image_size"]})
+    for other in ELSEWHERE:
+        st.caption(other.text)
+    if st.button("Export", type="primary", key="export-run"):
+        with guarded():
+            manager.export_model(ref, found)
+            st.rerun()
 
 
 @st.fragment(run_every=1.0)

@@ -1,4 +1,4 @@
-"""Exports of the published shapes (narrow): to ONNX, and to diffusers' own model."""
+"""Exports of every published shape (narrow): to ONNX, and where diffusers has the model to diffusers' own."""
 
 from __future__ import annotations
 
@@ -7,27 +7,47 @@ from dataclasses import replace
 import pytest
 import torch
 
-from core.model_manager import ModelManager
 from core.operations.models import load
-from dcaecore import VARIANTS
+from dcaecore import VARIANTS, DCAEConfig
 
-FIELDS = {"image_size": 64, "num_images": 2, "repeats": 3}
+FIELDS = {"num_images": 2, "repeats": 3}
+SHAPES = {
+    "dc-ae-f32c32-in": 64, "dc-ae-f32c32-sana-1.0": 64, "dc-ae-lite-f32c32": 64, "demo-f32c32": 64, "dc-ae-f64c128-in": 64,
+    "dc-ae-f128c512-in": 128,
+}  # fmt: skip
+"""Image sizes by variant; `tiny` is exported whole, and pruned, in `test_operation_export`."""
+
+
+def narrowed(config: DCAEConfig) -> DCAEConfig:
+    """The shape with few channels and at most one block a stage."""
+
+    def narrow(coder):
+        last = max(64, config.latent_channels)
+        widths = (*(32 if i < 3 else 64 for i in range(coder.num_stages - 2)), max(64, last // 4), last)
+        return replace(coder, widths=widths, depths=tuple(min(depth, 1) for depth in coder.depths))
+
+    return replace(config, encoder=narrow(config.encoder), decoder=narrow(config.decoder))
+
+
+def test_every_variant_has_a_shape_that_is_exported():
+    exported = [replace(narrowed(VARIANTS[name]), scaling_factor=1.0) for name in (*SHAPES, "tiny")]
+    for name, config in VARIANTS.items():
+        assert replace(narrowed(config), scaling_factor=1.0) in exported, name
 
 
 @pytest.mark.usefixtures("untraced")
+@pytest.mark.parametrize("name", SHAPES)
+def test_published_shapes_export_to_onnx(bench, service, name):
+    row = bench.add(narrowed(VARIANTS[name]), name=name)
+    found = service.export(bench.run("export", row.id, **FIELDS, image_size=SHAPES[name], format="onnx").id)
+    assert found.good, found.reasons
+    assert found.check["max_image_error"] < 1e-4 and found.check["max_latent_error_ratio"] < 1e-4
+
+
 @pytest.mark.parametrize("name", ["dc-ae-f32c32-in", "dc-ae-f32c32-sana-1.0", "dc-ae-lite-f32c32"])
-def test_published_shapes_export_to_onnx_and_to_diffusers_own_model(bench, name, tmp_path):
-    service = ModelManager(settings=bench.settings)
-    config = VARIANTS[name]
-
-    def narrow(coder):
-        widths = tuple(32 if i < 3 else 64 for i in range(coder.num_stages))
-        return replace(coder, widths=widths, depths=tuple(min(depth, 1) for depth in coder.depths))
-
-    config = replace(config, encoder=narrow(config.encoder), decoder=narrow(config.decoder))
-    row = bench.add(config, name=name)
-    assert service.export(bench.run("export", row.id, **FIELDS, format="onnx").id).good
-    found = service.export(bench.run("export", row.id, **FIELDS, format="diffusers").id)
+def test_published_shapes_export_to_diffusers_own_model(bench, service, name, tmp_path):
+    row = bench.add(narrowed(VARIANTS[name]), name=name)
+    found = service.export(bench.run("export", row.id, **FIELDS, image_size=64, format="diffusers").id)
     assert found.good, found.reasons
     service.save_export(found.job_id, tmp_path / "out")
     from diffusers import AutoencoderDC
@@ -37,4 +57,3 @@ def test_published_shapes_export_to_onnx_and_to_diffusers_own_model(bench, name,
     with torch.no_grad():
         ours, own = load(bench.store, row.id).model.eval()(x), theirs(x).sample
     assert torch.allclose(own, ours, atol=1e-4)
-    service.store.close()

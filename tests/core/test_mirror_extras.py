@@ -24,7 +24,7 @@ def pruned(bench):
     job = bench.run("prune", baseline.id, method="l1_unstructured", rate=0.5)
     for ref in (baseline.id, job.model_id):
         bench.run("evaluate", ref, image_size=32, num_images=8)
-    bench.run("benchmark", baseline.id, models=[job.model_id], image_size=32, repeats=3, warmup=1)
+    bench.run("benchmark", baseline.id, models=[job.model_id], image_size=32, repeats=3, warmup=1, starts=0)
     return baseline, get_model(bench.store, job.model_id), job
 
 

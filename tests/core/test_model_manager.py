@@ -34,7 +34,7 @@ RETRAIN = {
     "num_save_images": 2,
 }  # fmt: skip
 EVALUATE = {"image_size": 32, "num_images": 4, "num_save_images": 2}
-BENCHMARK = {"image_size": 32, "repeats": 3, "warmup": 1}
+BENCHMARK = {"image_size": 32, "repeats": 3, "warmup": 1, "starts": 0}
 
 
 class Inline:

@@ -30,7 +30,7 @@ def family(bench):
     sparse = bench.run("prune", pruned, method="l1_unstructured", rate=0.5).model_id
     for ref in (base, pruned, sparse):
         bench.run("evaluate", ref, **FIELDS)
-    bench.run("benchmark", pruned, models=[base, sparse], image_size=32, repeats=3)
+    bench.run("benchmark", pruned, models=[base, sparse], image_size=32, repeats=3, starts=0, batch_sizes=[1, 2], sweep_repeats=3)
     untested = bench.run("prune", base, rate=0.2).model_id
     manager = ModelManager(settings=bench.settings)
     manager.annotate(pruned, note="=1+1 keep this", tag="good")
@@ -60,6 +60,7 @@ def test_html_holds_everything_and_fetches_nothing(family):
         assert ref in text and row.weights_digest in text and row.created in text
     assert text.count("data:image/png;base64,") == 3 * (1 + 3), "three images, the original and three evaluated models"
     assert "not evaluated" in text and "no difference shown" in text or "worse" in text
+    assert "(p95 " in text and "not measured: only NVIDIA GPUs" in text and "32 px, batch 2" in text and "models in turn" in text
     assert "l1_unstructured" in text and "<svg" in text and "images_sha256" in text and "=1+1 keep this" in text
     assert "<b>bold</b>" not in text and "&lt;b&gt;bold" in text and "<script" not in text
     assert set(re.findall(r'(?:src|href)="([^"]{0,5})', text)) == {"data:"}

@@ -43,7 +43,7 @@ def tiny(manager):
 
 def test_the_chain_end_to_end(manager, tiny):
     assert manager.current().id == tiny.id
-    evaluate, benchmark = {"image_size": 32, "num_images": 16}, {"image_size": 32, "repeats": 3}
+    evaluate, benchmark = {"image_size": 32, "num_images": 16}, {"image_size": 32, "repeats": 3, "starts": 1}
     jobs = manager.compress(tiny.id, "light", prune={"rate": 0.5}, retrain=SHORT, evaluate=evaluate, benchmark=benchmark)
     assert [job.operation for job in jobs] == ["evaluate", "prune", "retrain", "evaluate", "benchmark"]
     done = [manager.wait(job.id, 60) for job in jobs]
@@ -56,6 +56,7 @@ def test_the_chain_end_to_end(manager, tiny):
     comparison = manager.compare([tiny.id, made.id])
     figures = comparison.figures[made.id]
     assert figures["decode_ms"].value > 0 and figures["psnr_db"].against_baseline is not None
+    assert figures["start_ms"].value > 0 and figures["peak_resident_bytes"].value > 0, "a job's process can start others"
     assert figures["parameters"].better(figures["parameters"].against_baseline) is True
     assert comparison.measurement["threads"] == 1 and comparison.protocol["num_images"] == 16
     assert len(manager.pictures(made.id)) == 8 and len(manager.image_psnr(made.id)) == 16

@@ -103,9 +103,12 @@ def test_the_quick_demo_and_every_verb(call, tmp_path):
     code, answer = call("prune-in-rounds", "dcae_tiny", "--schedule", "linear", "--rate", "0.2")
     assert code == 2 and answer["error"]["legal"] == "2 rounds, or one-shot"
     assert call("evaluate", "sparse", "--image-size", "32", "--num-images", "4")[0] == 0
-    assert call("benchmark", "sparse", "dcae_tiny", "--image-size", "32", "--repeats", "3")[0] == 0
+    timed = ("--image-size", "32", "--repeats", "3", "--starts", "0", "--batch-sizes", "[1, 2]")
+    assert call("benchmark", "sparse", "dcae_tiny", *timed)[0] == 0
     code, table = call("compare", "sparse", "dcae_tiny")
     assert table["data"]["models"][0]["figures"]["decode_ms"]["value"] > 0
+    assert set(table["data"]["models"][0]["cost"]["sweep"]) == {"32x1", "32x2"}
+    assert call("compare", "sparse", "--run", "999")[1]["error"]["code"] == "run"
     assert set(table["data"]["front"]["left_out"]) == {row["id"] for row in table["data"]["models"] if row["name"] != "sparse"}
     code, ranked = call("compare", "sparse", "dcae_tiny", "--weights", '{"decode_ms": 1}')
     assert code == 0 and len(ranked["data"]["ranking"]["ranked"]) == 2

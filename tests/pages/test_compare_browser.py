@@ -1,8 +1,9 @@
-"""Compare in a real browser on a real server: the slider shows the very pixels that the model made."""
+"""Compare in a real browser on a real server and worker: slider, order of the images, upload, report, the table of all models."""
 
 from __future__ import annotations
 
 import io
+import json
 import re
 
 import numpy as np
@@ -13,9 +14,6 @@ from playwright.sync_api import expect
 import store as st
 from core.compare import compare
 from core.seeing import image_lines, zoomed
-from core.settings import Settings
-from tests.conftest import stop_workers
-from tests.core.in_process import InProcess
 from tests.pages.test_browser import Server, page
 
 __all__ = ["page"]
@@ -23,25 +21,6 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory, data_dir):
-    home = tmp_path_factory.mktemp("browser") / "home"
-    made = InProcess(Settings(home=home, data_dir=data_dir, device="cpu", num_threads=1))
-    yield made
-    made.store.close()
-    stop_workers(home)
-
-
-@pytest.fixture(scope="module")
-def pair(bench):
-    base = bench.add(name="base").id
-    pruned = bench.run("prune", base, rate=0.5).model_id
-    st.set_alias(bench.store, "current", base)
-    for ref in (base, pruned):
-        bench.run("evaluate", ref, image_size=32, num_images=12, num_save_images=12)
-    return base, pruned
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +55,44 @@ def test_the_slider_lays_one_picture_over_the_other(compared, bench, pair):
         address = closer.evaluate("image => image.src")
         shown = pixels(compared.request.get(address).body())
         assert np.array_equal(shown, pixels(zoomed(bench.store.blobs.read(digest), 1)))
+
+
+def test_images_that_lost_most_come_first_and_a_report_is_downloaded(compared, bench, pair):
+    shown = compared.get_by_test_id("stImage")
+    shown.nth(24).wait_for()  # eight rows of three, and the closer look
+    captions = [text.strip() for text in shown.all_inner_texts()]
+    found = {
+        name: [float(t.split("·")[1].split()[0]) for t in captions if t.startswith(f"{name} ·")] for name in _names(bench, pair)
+    }
+    before, after = found.values()
+    assert len(before) == len(after) == 8, captions
+    losses = [b - a for a, b in zip(before, after, strict=True)]
+    assert losses == sorted(losses) and losses[0] < losses[-1]
+    with compared.expect_download() as download:
+        compared.get_by_role("button", name="JSON").click()
+    report = json.loads(download.value.path().read_text())
+    assert [model["id"] for model in report["models"]] == list(pair) and download.value.suggested_filename.endswith(".json")
+
+
+def _names(bench, pair):
+    return [st.get_model(bench.store, ref).name for ref in pair]
+
+
+def test_a_picture_is_uploaded_and_one_that_is_none_is_refused(compared, bench, pair):
+    draw = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(draw).save(data, "PNG")
+    chooser = compared.locator("input[type=file]").first
+    chooser.set_input_files({"name": "note.png", "mimeType": "image/png", "buffer": b"no picture at all"})
+    button = compared.get_by_role("button", name="Reconstruct", exact=True)
+    button.click()
+    refusal = compared.get_by_text("note.png is no image that can be read")
+    refusal.wait_for()
+    chooser.set_input_files({"name": "mine.png", "mimeType": "image/png", "buffer": data.getvalue()})
+    expect(refusal).to_have_count(0)  # the page has run anew with the other file
+    button.click()
+    compared.get_by_text("latent channels, each from its least to its largest").nth(1).wait_for()
+    (job,) = st.jobs.list_jobs(bench.store, ("done",), 1, operations=("reconstruct",))
+    assert [one["model_id"] for one in job.result["models"]] == list(pair)
+    for one in job.result["models"]:
+        compared.get_by_text(f"{one['psnr_db']:.2f} dB").first.wait_for()

@@ -7,22 +7,9 @@ import pytest
 from PIL import Image
 
 import store as st
-from core.settings import Settings
-from tests.conftest import stop_workers
-from tests.core.in_process import InProcess
-from tests.pages.test_pages import drive
+from tests.pages.driving import drive
 
-SIZE = {"image_size": 32}
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory, data_dir):
-    """A store whose figures were measured in this process, so that the page starts with them."""
-    home = tmp_path_factory.mktemp("compare") / "home"
-    made = InProcess(Settings(home=home, data_dir=data_dir, device="cpu", num_threads=1))
-    yield made
-    made.store.close()
-    stop_workers(home)
+PAGE, SIZE = "pages/4_Compare.py", {"image_size": 32}
 
 
 @pytest.fixture(scope="module")
@@ -34,30 +21,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pair(bench, folder):
-    base = bench.add(name="base").id
-    pruned = bench.run("prune", base, rate=0.5).model_id
-    st.set_alias(bench.store, "current", base)
-    for ref in (base, pruned):
-        bench.run("evaluate", ref, **SIZE, num_images=20, num_save_images=2)
+def tried(bench, pair, folder):
+    """Both models on other images too."""
+    for ref in pair:
         bench.run("testrun", ref, data={"kind": "folder", "location": str(folder)}, **SIZE, num_save_images=2)
-    return base, pruned
+    return pair
 
 
 RUNS = """
-import sys
-from streamlit.testing.v1 import AppTest
-app = AppTest.from_file("Home.py", default_timeout=60)
-app.switch_page("pages/4_Compare.py")
-app.query_params["models"] = sys.argv[2].split("=")[1]
-app.run()
-def fine():
-    assert not app.exception, app.exception[0].stack_trace
-    return app
-def box(label, which=0):
-    return [b for b in fine().selectbox if b.label == label][which]
-def text(label, which=0):
-    return [b for b in fine().text_input if b.label == label][which]
 beside = next(t.value for t in app.dataframe if "images" in t.value.columns and "model" in t.value.columns)
 assert list(beside.images.str.split(":").str[0]) == ["Pinned", "Pinned", "10 images of folder", "10 images of folder"], beside
 assert beside.PSNR[0] != beside.PSNR[2] and "[" in beside.PSNR[2] and beside["Foreground PSNR"][2] == "–"
@@ -70,41 +41,30 @@ of = lambda table, name: table[table.iloc[:, 0] == name].iloc[0, 1]
 assert of(first, "PSNR") != of(second, "PSNR") and of(first, "Parameters") == of(second, "Parameters")
 assert "Foreground PSNR" not in set(second.iloc[:, 0])
 text("path").input("/no/such/folder").run()
-next(b for b in fine().button if b.label == "Run").click().run()
+button("testrun-run").click().run()
 assert any("no folder" in e.value for e in fine().error), [e.value for e in app.error]
-text("path").input(sys.argv[3].split("=")[1]).run()
-next(b for b in fine().button if b.label == "Run").click().run()
+text("path").input(query["folder"]).run()
+button("testrun-run").click().run()
 assert not fine().error, [e.value for e in app.error]
-text("path", 1).input(sys.argv[3].split("=")[1]).run()
-next(b for b in fine().button if b.label == "Reconstruct all").click().run()
+text("path", 1).input(query["folder"]).run()
+button("infer-run").click().run()
 assert not fine().error, [e.value for e in app.error]
 print("QUEUED")
 """
 
 
-def test_other_images_stand_beside_the_pinned_ones(bench, pair, folder):
-    assert "QUEUED" in drive(bench.settings, "", f"models={','.join(pair)}", f"folder={folder}", script=RUNS)
+def test_other_images_stand_beside_the_pinned_ones(bench, tried, folder):
+    opened = "open=testrun-open,infer-open"
+    assert "QUEUED" in drive(bench.settings, PAGE, f"models={','.join(tried)}", f"folder={folder}", opened, steps=RUNS)
     asked = st.jobs.list_jobs(bench.store, None, 3)
     assert [job.operation for job in asked] == ["infer", "testrun", "testrun"]
-    assert {job.parent_model_id for job in asked[1:]} == set(pair) and asked[0].parent_model_id == pair[1]
+    assert {job.parent_model_id for job in asked[1:]} == set(tried) and asked[0].parent_model_id == tried[1]
     assert asked[1].spec["data"]["location"] == str(folder)
 
 
 INSIDE = """
-import sys
-from streamlit.testing.v1 import AppTest
-app = AppTest.from_file("Home.py", default_timeout=60)
-app.switch_page("pages/4_Compare.py")
-app.query_params["models"] = sys.argv[2].split("=")[1]
-app.run()
-def fine():
-    assert not app.exception, app.exception[0].stack_trace
-    assert not app.error, [e.value for e in app.error]
-    return app
 def show(mode):
     next(b for b in fine().button_group if b.key == "inside-mode").set_value(mode).run()
-def box(key):
-    return next(b for b in fine().selectbox if b.key == key)
 show("Two models, unit by unit")
 assert any("units are in both" in m.value for m in app.markdown)
 site = next(o for o in box("diff-site").options if ".mid" in o or "mid ·" in o)
@@ -118,13 +78,78 @@ show("One model, layer by layer")
 layers = next(t.value for t in fine().dataframe if "layer" in t.value.columns)
 assert any("→" in str(cell) for cell in layers.outputs) and len(layers["of weights"].iloc[0]) == 48
 assert any("not measured yet" in c.value for c in app.caption)
-next(b for b in app.button if b.key == "activations-run").click().run()
+button("activations-run").click().run()
 print("TORCH", "torch" in sys.modules)
 fine()
+assert not app.error, [e.value for e in app.error]
 """
 
 
 def test_two_models_are_held_side_by_side_and_layers_are_shown(bench, pair):
-    assert "TORCH False" in drive(bench.settings, "", f"models={','.join(pair)}", script=INSIDE)
+    assert "TORCH False" in drive(bench.settings, PAGE, f"models={','.join(pair)}", steps=INSIDE)
     (job,) = st.jobs.list_jobs(bench.store, None, 1)
     assert job.operation == "activations" and job.parent_model_id == pair[1] and job.spec["image_size"] == 32
+
+
+COST = """
+cells = next(t.value for t in fine().dataframe if "Decode" in set(t.value.iloc[:, 0]) and "File" in set(t.value.iloc[:, 0]) and
+    "p99" in str(t.value))
+row = dict(zip(cells.iloc[:, 0], cells.iloc[:, 1]))
+assert "p95" in row["Decode"] and "p99" in row["Encode and decode"], row
+assert any("Energy an image: not measured: only NVIDIA GPUs" in c.value for c in app.caption), [c.value for c in app.caption]
+assert any("1 untimed and 3 timed repeats, models in turn" in c.value and "torch" in c.value for c in app.caption)
+assert any("Decode at 32 px, float32, CPU" in c.value for c in app.caption), [c.value for c in app.caption]
+text("image sizes (px)").input("[32, 36]").run()
+button("benchmark-run").click().run()
+assert any("36 x 36 px do not divide" in e.value for e in app.error), [e.value for e in app.error]
+text("image sizes (px)").input("[]").run()
+text("batch sizes").input("[2]").run()
+button("benchmark-run").click().run()
+assert not app.error, [e.value for e in app.error]
+print("TORCH", "torch" in sys.modules)
+"""
+
+
+def test_costs_have_tails_reasons_and_a_form_for_sizes(bench, pair):
+    said = drive(bench.settings, PAGE, f"models={','.join(pair)}", "open=benchmark-open", steps=COST)
+    (job,) = st.jobs.list_jobs(bench.store, None, 1)
+    assert "TORCH False" in said and job.operation == "benchmark" and job.spec["batch_sizes"] == [2]
+    assert {job.parent_model_id, *job.spec["models"]} == set(pair)
+
+
+ALL = """
+found = table("psnr_db")
+assert set(found.id) == set(query["ids"].split(",")) and found.decode_ms.notna().all(), found
+assert found.psnr_db.dtype == float and found.parameters.max() < 100, "numbers in their units, so that columns sort"
+assert not [s for s in app.subheader if s.value == "Images"], "the comparison is not drawn as well"
+text("Search").input("kind = pruned").run()
+assert len(table("psnr_db")) == 1
+text("Search").input("psnr_db >").run()
+assert fine().error
+"""
+
+
+def test_all_models_stand_in_one_table(bench, pair):
+    drive(bench.settings, PAGE, "view=all models", f"ids={','.join(pair)}", steps=ALL)
+
+
+ODD = """
+assert any("evaluated on other images" in w.value for w in fine().warning), [w.value for w in app.warning]
+assert any("come from 3 baselines" in w.value for w in app.warning)
+cells = app.dataframe[0].value
+row = cells[cells.iloc[:, 0] == "PSNR"].iloc[0]
+assert "dB" in row["base"] and row["wide"] == "–" and "dB" in row["lost"], row
+next(b for b in app.button if b.label == "Benchmark them together").click().run()
+assert any("The weights of lost are not in the store any more" in e.value for e in fine().error), [e.value for e in app.error]
+assert any(h.value == "Report" for h in app.subheader), "the rest of the page is still there"
+next(b for b in app.button_group if b.key == "inside-mode").set_value("One model, layer by layer").run()
+assert any("The weights of lost" in e.value for e in fine().error)
+"""
+
+
+def test_other_sizes_and_lost_weights_say_so_on_the_page(bench, pair):
+    wide, lost = bench.add(seed=5, name="wide"), bench.add(seed=6, name="lost")
+    bench.run("evaluate", wide.id, image_size=64, num_images=8, num_save_images=1)
+    bench.run("evaluate", lost.id, image_size=32, num_images=20, num_save_images=1)
+    bench.store.blobs.remove(lost.blob_digest)
+    drive(bench.settings, PAGE, f"models={','.join((pair[0], wide.id, lost.id))}", steps=ODD)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.pages.test_pages import drive, family
+from tests.pages.driving import drive
+from tests.pages.test_pages import LOOK, family
 
 __all__ = ["family"]
 
@@ -92,7 +93,7 @@ def test_words_verification_and_a_rerun_from_the_page(settings, manager, family)
     assert (row.id, row.name, row.note, row.tags) == (family[1], "renamed", "seen", ("small",))
     job = manager.wait(manager.reproduction_job(row.id).id, 60)
     assert job.result["identical"] is True
-    assert "ERRORS []" in drive(settings, "pages/5_Lineage.py", f"model={row.id}")
+    assert "ERRORS []" in drive(settings, "pages/5_Lineage.py", f"model={row.id}", steps=LOOK)
 
 
 def test_a_deletion_is_undone_and_made_final_on_the_page(settings, manager, family):

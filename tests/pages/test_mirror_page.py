@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from core.mirror import choice
-from tests.pages.test_pages import drive
+from tests.pages.driving import drive
 
 CHOOSE = """
 import sys

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.pages.driving import ROOT, drive
+
 PAGES = ["Home.py", *sorted(f"pages/{p.name}" for p in (ROOT / "pages").glob("*.py"))]
 
-DRIVE = """
-import sys
-from streamlit.testing.v1 import AppTest
-page, query = sys.argv[1], dict(part.split("=") for part in sys.argv[2:])
-app = AppTest.from_file("Home.py", default_timeout=60)
-if page != "Home.py":
-    app.switch_page(page)
-for key, value in query.items():
-    app.query_params[key] = value
-app.run()
-assert not app.exception, app.exception[0].stack_trace
+LOOK = """
+fine()
 print("ERRORS", [box.value for box in app.error])
 print("TITLES", [title.value for title in app.title])
 print("BUTTONS", [button.label for button in app.button])
@@ -30,9 +17,6 @@ print("TORCH", "torch" in sys.modules)
 """
 
 ROUNDS = """
-from streamlit.testing.v1 import AppTest
-app = AppTest.from_file("Home.py", default_timeout=60)
-app.switch_page("pages/2_Prune.py").run()
 def labels():
     assert not app.exception, app.exception[0].stack_trace
     return {box.label for box in (*app.selectbox, *app.number_input)}
@@ -54,23 +38,10 @@ assert not labels() & {"schedule", "rounds", "rate"}
 choose("method", "l2_structured")
 choose("schedule", "cubic")
 next(box for box in app.number_input if box.label == "rounds").set_value(2).run()
-next(button for button in app.button if button.label == "Run").click().run()
+button("Run").click().run()
 labels()
 print("CHAIN", len("".join(app.query_params["chain"]).split(",")))
 """
-
-
-def drive(settings, page: str, *query: str, script: str = DRIVE) -> str:
-    env = {
-        **os.environ,
-        "OFFSHOOT_HOME": str(settings.home),
-        "OFFSHOOT_DATA_DIR": str(settings.data_folder),
-        "OFFSHOOT_NUM_THREADS": "1",
-        "OFFSHOOT_WORKER_IDLE_S": "60",
-    }
-    done = subprocess.run([sys.executable, "-c", script, page, *query], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture
@@ -80,7 +51,7 @@ def family(manager):
     job = manager.wait(manager.prune_model(tiny.id, {"rate": 0.5}).id, 60)
     for ref in (tiny.id, job.model_id):
         manager.wait(manager.evaluate_model(ref, {"image_size": 32, "num_images": 16}).id, 60)
-    manager.wait(manager.benchmark_models([tiny.id, job.model_id], {"image_size": 32, "repeats": 3}).id, 60)
+    manager.wait(manager.benchmark_models([tiny.id, job.model_id], {"image_size": 32, "repeats": 3, "starts": 0}).id, 60)
     return tiny.id, job.model_id
 
 
@@ -88,12 +59,12 @@ def test_every_page_stands_on_its_own_and_loads_no_torch(settings, family):
     baseline, pruned = family
     for page in PAGES:
         query = (f"models={baseline},{pruned}",) if "Compare" in page else (f"model={pruned}",)
-        said = drive(settings, page, *query)
+        said = drive(settings, page, *query, steps=LOOK)
         assert "ERRORS []" in said and "TORCH False" in said, (page, said)
 
 
 def test_a_link_to_an_unknown_model_says_so(settings, family):
-    assert "No model" in drive(settings, "pages/1_Baseline.py", "model=m_ffffffffffff")
+    assert "No model" in drive(settings, "pages/1_Baseline.py", "model=m_ffffffffffff", steps=LOOK)
 
 
 def test_the_prune_page_offers_targets_once_the_model_is_measured(settings, manager):
@@ -101,13 +72,13 @@ def test_the_prune_page_offers_targets_once_the_model_is_measured(settings, mana
     how = {"method": "structured", "score": "l2", "compensate": False, "kinds": ["mid"]}
     job = manager.measure_sensitivity(tiny.id, {"prune": how, "rates": [0.5], "image_size": 32, "num_images": 4})
     manager.wait(job.id, 60)
-    said = drive(settings, "pages/2_Prune.py", f"model={tiny.id}", f"chain={job.id}")
+    said = drive(settings, "pages/2_Prune.py", f"model={tiny.id}", f"chain={job.id}", steps=LOOK)
     assert "ERRORS []" in said and "TORCH False" in said and "Prune so, retrain and compare" in said
 
 
 def test_a_schedule_is_chosen_seen_and_run_from_the_form(settings, manager):
     tiny = manager.initialize_model("tiny", random_seed=0, name="tiny")
-    assert "CHAIN 7" in drive(settings, "pages/2_Prune.py", script=ROUNDS)
+    assert "CHAIN 7" in drive(settings, "pages/2_Prune.py", steps=ROUNDS)
     jobs = [job for job in reversed(manager.jobs()) if job.operation in ("prune", "retrain")]
     assert [job.name.split("_")[1] for job in jobs] == [
         "l2structured-cubic-1of2", "retrained-cubic-1of2", "l2structured-cubic-2of2", "retrained-cubic-2of2"
@@ -118,23 +89,15 @@ def test_a_schedule_is_chosen_seen_and_run_from_the_form(settings, manager):
 
 
 CHOICE = """
-import sys
-from streamlit.testing.v1 import AppTest
-app = AppTest.from_file("Home.py", default_timeout=60)
-app.switch_page("pages/4_Compare.py")
-app.query_params["models"] = sys.argv[2].split("=")[1]
-app.run()
-def box(label):
-    assert not app.exception, app.exception[0].stack_trace
-    return next(b for b in app.selectbox if b.label == label)
+refs = query["models"].split(",")
 heads = [h.value for h in app.subheader]
-assert heads[:3] == ["Is the difference real?", "Quality against cost", "Ranking"], heads
+assert heads[:4] == ["Is the difference real?", "Cost", "Quality against cost", "Ranking"], heads
 assert any("On the Pareto front" in c.value for c in app.caption)
 tables = [table.value for table in app.dataframe]
 real = next(t for t in tables if any("p " in str(v) for v in t.iloc[:, -1]))
 assert real.iloc[0, 0] == "PSNR" and "[" in real.iloc[0, 1] and "paired" not in real.iloc[0, 1]
 box("Across").set_value("parameters").run()
-box("Against").set_value(box("Against").options and sys.argv[2].split(",")[1]).run()
+box("Against").set_value(refs[1]).run()
 assert not app.exception, app.exception[0].stack_trace
 turned = next(t.value for t in app.dataframe if any("p " in str(v) for v in t.value.iloc[:, 1]))
 assert "p " in turned.iloc[1, 1] and turned.iloc[1, 2] == "" and "difference" in turned.iloc[1, 0], turned
@@ -155,22 +118,12 @@ assert not app.exception, app.exception[0].stack_trace
 
 
 def test_the_choice_is_made_on_the_page(settings, family, manager):
-    said = drive(settings, "pages/4_Compare.py", f"models={','.join(family)}", script=CHOICE)
+    said = drive(settings, "pages/4_Compare.py", f"models={','.join(family)}", steps=CHOICE)
     assert f"FIRST {manager.get_model(family[1]).name}" in said, "the pruned model has fewer parameters"
 
 
 SHIPPING = """
-import sys
-from streamlit.testing.v1 import AppTest
-app = AppTest.from_file("Home.py", default_timeout=60)
-app.switch_page("pages/4_Compare.py")
-app.query_params["models"] = sys.argv[2].split("=")[1]
-app.run()
-def fine():
-    assert not app.exception, app.exception[0].stack_trace
-    return app
-def box(label):
-    return next(b for b in fine().selectbox if b.label == label)
+refs = query["models"].split(",")
 labels = {b.label for b in app.get("download_button")}
 assert {"HTML", "PDF", "Markdown", "CSV", "JSON", "All of them"} <= labels, labels
 assert any("Sorted by the most that any model loses" in c.value for c in app.caption)
@@ -179,23 +132,23 @@ assert {"dtype", "quantize", "part"} <= {b.label for b in fine().selectbox}
 box("format").set_value("offshoot").run()
 assert not {"export-quantize", "export-part"} & {b.key for b in fine().selectbox}, "what does not apply is not there"
 box("format").set_value("diffusers").run()
-next(b for b in app.button if b.label == "Export").click().run()
+button("export-run").click().run()
 assert any("whole stages" in e.value for e in fine().error), [e.value for e in app.error]
-box("Left").set_value(sys.argv[2].split("=")[1].split(",")[0]).run()
+box("Left").set_value(refs[0]).run()
 next(s for s in fine().slider if s.label == "Divide at").set_value(20).run()
 next(s for s in fine().select_slider if s.label == "Zoom").set_value(4).run()
 assert "Across" in {s.label for s in fine().slider}
 box("format").set_value("offshoot").run()
-box("Model to export").set_value(sys.argv[2].split(",")[1]).run()
-next(b for b in app.button if b.label == "Export").click().run()
+box("Model to export").set_value(refs[1]).run()
+button("export-run").click().run()
 print("QUEUED", not fine().error)
 """
 
 
 def test_reports_exports_and_a_closer_look_are_on_the_page(settings, family, manager):
-    said = drive(settings, "pages/4_Compare.py", f"models={','.join(family)}", script=SHIPPING)
+    said = drive(settings, "pages/4_Compare.py", f"models={','.join(family)}", "open=export-open", steps=SHIPPING)
     assert "QUEUED True" in said
     job = next(job for job in manager.jobs() if job.operation == "export")
     assert manager.wait(job.id, 120).result["good"] and job.parent_model_id == family[1]
-    again = drive(settings, "pages/4_Compare.py", f"models={','.join(family)}")
+    again = drive(settings, "pages/4_Compare.py", f"models={','.join(family)}", steps=LOOK)
     assert "ERRORS []" in again and "TORCH False" in again

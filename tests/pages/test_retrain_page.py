@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.pages.test_pages import drive
+from tests.pages.driving import drive
 
 FIELDS = {
     "image_size": 32, "batch_size": 2, "n_epochs": 5000, "steps_per_epoch": 2, "warmup_epochs": 0, "init_lr": 1e-3, "val_steps": 4,
