@@ -26,13 +26,13 @@ class Loaded:
 
 
 def load(store: Store, ref: str, device: str = "cpu") -> Loaded:
-    """Reads a model's weights; raises StoreError for an unknown or cleaned-away one."""
+    """Reads a model's weights; raises StoreError for an unknown or cleaned-away one, and for a file that was changed on disk."""
     row = get_model(store, ref)
     if row.blob_digest is None or not store.blobs.exists(row.blob_digest):
         from core.errors import CoreError
 
         raise CoreError(f"The weights of {row.name} are not in the store any more.", code="no_weights", given=row.id)
-    loaded = load_model(store.blobs.path(row.blob_digest), device=device)
+    loaded = load_model(store.blobs.whole(row.blob_digest), device=device)
     return Loaded(row, loaded.model, loaded.masks)
 
 
