@@ -89,27 +89,49 @@ def visible_places(setting: str | None, uuids: list[str]) -> list[int]:
     return places if len(set(places)) == len(places) else []
 
 
-def _gpus(nvml: Any) -> list[Device]:
+def gpu_figures(device: str) -> dict[str, float]:
+    """Load (0 to 1), memory, temperature and power of a GPU, of what its driver can tell; nothing of the CPU."""
+    nvml = _nvml() if device.startswith("cuda:") else None
     if nvml is None:
-        return []
+        return {}
+    handles = _handles(nvml)
+    number = int(device.removeprefix("cuda:"))
+    if number >= len(handles):
+        return {}
+    handle = handles[number]
+    asked: dict[str, Callable[[], float]] = {
+        "gpu_busy_ratio": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+        "gpu_memory_gib": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used / 2**30,
+        "gpu_temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        "gpu_power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+    }
+    found = {name: _told(nvml, ask, None) for name, ask in asked.items()}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _told(nvml: Any, ask: Callable[[], Any], otherwise: Any) -> Any:
+    try:
+        return ask()
+    except nvml.NVMLError:  # not supported by this board
+        return otherwise
+
+
+def _handles(nvml: Any) -> list[Any]:
+    """NVML's handles in the order in which CUDA numbers the GPUs; empty where the driver is lost."""
     try:
         handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
         uuids = [str(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
     except nvml.NVMLError:
         return []
+    return [handles[place] for place in visible_places(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)]
 
-    def told(ask: Callable[[], Any], otherwise: Any) -> Any:
-        try:
-            return ask()
-        except nvml.NVMLError:  # not supported by this board
-            return otherwise
 
+def _gpus(nvml: Any) -> list[Device]:
     found = []
-    for number, place in enumerate(visible_places(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)):
-        handle = handles[place]
-        memory = told(lambda h=handle: nvml.nvmlDeviceGetMemoryInfo(h), None)  # type: ignore[misc]
-        busy = told(lambda h=handle: nvml.nvmlDeviceGetUtilizationRates(h).gpu / 100, 0.0)  # type: ignore[misc]
-        title = str(told(lambda h=handle: nvml.nvmlDeviceGetName(h), "NVIDIA GPU"))  # type: ignore[misc]
+    for number, handle in enumerate([] if nvml is None else _handles(nvml)):
+        memory = _told(nvml, lambda h=handle: nvml.nvmlDeviceGetMemoryInfo(h), None)  # type: ignore[misc]
+        busy = _told(nvml, lambda h=handle: nvml.nvmlDeviceGetUtilizationRates(h).gpu / 100, 0.0)  # type: ignore[misc]
+        title = str(_told(nvml, lambda h=handle: nvml.nvmlDeviceGetName(h), "NVIDIA GPU"))  # type: ignore[misc]
         used, total = (int(memory.used), int(memory.total)) if memory is not None else (0, 0)
         found.append(Device(f"cuda:{number}", title, used, total, float(busy)))
     return found
