@@ -22,9 +22,7 @@ from core.settings import Settings
 from tests.conftest import stop_workers
 from tests.many_models import fill
 from tests.pages.test_browser import CHROMIUM, FLAGS, Server
-from tests.pages.test_forest_browser import CLICKED, PAINTED, click_model
-
-DONE = "[data-test-script-state='notRunning']"
+from tests.pages.test_forest_browser import CLICKED, DONE, PAINTED, click_model
 
 
 def visit(page: Any, address: str, shown: str | None) -> float:

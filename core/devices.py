@@ -91,16 +91,37 @@ def visible_places(setting: str | None, uuids: list[str]) -> list[int]:
 
 def gpu_handle(name: str) -> tuple[Any, Any] | None:
     """NVML and its handle of a GPU as jobs name it (`cuda:0`; `cuda` is the first); None without a driver, or such a GPU."""
-    nvml = _nvml()
-    handles = _visible_handles(nvml)
+    nvml = _nvml() if name.startswith("cuda") else None
+    handles = [] if nvml is None else _handles(nvml)
     number = int(name.partition(":")[2] or 0)
-    return (nvml, handles[number]) if name.startswith("cuda") and number < len(handles) else None
+    return (nvml, handles[number]) if number < len(handles) else None
 
 
-def _visible_handles(nvml: Any) -> list[Any]:
-    """Handles in the order in which CUDA numbers the GPUs."""
-    if nvml is None:
-        return []
+def gpu_figures(device: str) -> dict[str, float]:
+    """Load (0 to 1), memory, temperature and power of a GPU, of what its driver can tell; nothing of the CPU."""
+    known = gpu_handle(device)
+    if known is None:
+        return {}
+    nvml, handle = known
+    asked: dict[str, Callable[[], float]] = {
+        "gpu_busy_ratio": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+        "gpu_memory_gib": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used / 2**30,
+        "gpu_temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        "gpu_power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+    }
+    found = {name: _told(nvml, ask, None) for name, ask in asked.items()}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _told(nvml: Any, ask: Callable[[], Any], otherwise: Any) -> Any:
+    try:
+        return ask()
+    except nvml.NVMLError:  # not supported by this board
+        return otherwise
+
+
+def _handles(nvml: Any) -> list[Any]:
+    """NVML's handles in the order in which CUDA numbers the GPUs; empty where the driver is lost."""
     try:
         handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
         uuids = [str(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
@@ -110,17 +131,11 @@ def _visible_handles(nvml: Any) -> list[Any]:
 
 
 def _gpus(nvml: Any) -> list[Device]:
-    def told(ask: Callable[[], Any], otherwise: Any) -> Any:
-        try:
-            return ask()
-        except nvml.NVMLError:  # not supported by this board
-            return otherwise
-
     found = []
-    for number, handle in enumerate(_visible_handles(nvml)):
-        memory = told(lambda h=handle: nvml.nvmlDeviceGetMemoryInfo(h), None)  # type: ignore[misc]
-        busy = told(lambda h=handle: nvml.nvmlDeviceGetUtilizationRates(h).gpu / 100, 0.0)  # type: ignore[misc]
-        title = str(told(lambda h=handle: nvml.nvmlDeviceGetName(h), "NVIDIA GPU"))  # type: ignore[misc]
+    for number, handle in enumerate([] if nvml is None else _handles(nvml)):
+        memory = _told(nvml, lambda h=handle: nvml.nvmlDeviceGetMemoryInfo(h), None)  # type: ignore[misc]
+        busy = _told(nvml, lambda h=handle: nvml.nvmlDeviceGetUtilizationRates(h).gpu / 100, 0.0)  # type: ignore[misc]
+        title = str(_told(nvml, lambda h=handle: nvml.nvmlDeviceGetName(h), "NVIDIA GPU"))  # type: ignore[misc]
         used, total = (int(memory.used), int(memory.total)) if memory is not None else (0, 0)
         found.append(Device(f"cuda:{number}", title, used, total, float(busy)))
     return found

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from core.compare import METRICS
@@ -31,6 +32,20 @@ class Forest:
     left_out: int
     cost_left_out: int
 
+    @cached_property
+    def by_id(self) -> Mapping[str, Leaf]:
+        """Models by id."""
+        return {leaf.id: leaf for leaf in self.models}
+
+    @cached_property
+    def below(self) -> Mapping[str, Sequence[str]]:
+        """Ids of what was made from a model or learnt from it, oldest first; without those of which nothing was."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for leaf in reversed(self.models):
+            for parent in filter(None, (leaf.parent_id, leaf.teacher_id)):
+                found[parent].append(leaf.id)
+        return dict(found)
+
     def find(self, text: str) -> list[Leaf]:
         """The models that a search expression fits. Raises CoreError(bad_search)."""
         test = parse(text, SEARCHED)
@@ -46,11 +61,7 @@ class Forest:
 
     def around(self, ref: str, limit: int = FOCUS) -> tuple[list[Leaf], int]:
         """A model with its ancestors and its nearest descendants, newest first, and how many descendants did not fit."""
-        by_id = {leaf.id: leaf for leaf in self.models}
-        below: dict[str, list[str]] = defaultdict(list)
-        for leaf in reversed(self.models):
-            for parent in filter(None, (leaf.parent_id, leaf.teacher_id)):
-                below[parent].append(leaf.id)
+        by_id, below = self.by_id, self.below
         above: dict[str, None] = {}
         queue = deque([ref])
         while queue:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from core import mirror
+from core.mirror.views import ViewsReport, show_models
 from core.settings import Settings
 from store import Store
 
@@ -58,6 +60,14 @@ class Mirroring:
         mirror.save_choice(self.store, self.settings, mode=mode, project=project)
         self.ensure_mirror()
         return self.mirror_view()
+
+    def mirror_views(self, refs: Sequence[str]) -> ViewsReport:
+        """A comparison as a W&B Report and a workspace view: files beside the store, saved to W&B where the mode sends.
+
+        Takes some seconds: wandb is loaded in a process of its own. Raises CoreError, StoreError.
+        """
+        chosen = self.mirror_settings()
+        return show_models(self.store, refs, chosen.mirror, project=chosen.wandb_project)
 
     def ensure_mirror(self) -> bool:
         """Starts the mirror's process where there is something to send to and none is there; True where one was started."""

@@ -31,6 +31,7 @@ from core.layers import Layers
 from core.mirroring import Mirroring
 from core.mixing import Mixing
 from core.names import model_name, pruned_name
+from core.part_training import PartTraining
 from core.planning import Planning
 from core.presets import preset_on
 from core.pruning.plans import predicted_layout
@@ -68,6 +69,7 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 
 class ModelManager(
     Planning,
+    PartTraining,
     Training,
     Augmentations,
     Inspection,
@@ -429,21 +431,17 @@ class ModelManager(
         self._check_sizes([model], [image_size])
 
     def _submit(
-        self, spec: Spec, parent: Parent | None, *, device: str | None = None, name: str, interactive: bool = False
-    ) -> JobRow:
+        self, spec: Spec, parent: Parent | None, *, device: str | None = None, name: str, interactive: bool = False,
+        pause_step: int | None = None,
+    ) -> JobRow:  # fmt: skip
         target = device or default_device(self.settings.device)
         known = [found.name for found in devices()]
         if target not in known:
             raise CoreError(f"There is no device {target!r} here.", code="device", given=target, legal=known)
         row = jobs.submit(
-            self.store,
-            spec.operation,
-            spec.model_dump(mode="json"),
-            parent=parent,
-            device=target,
-            name=name,
-            interactive=interactive,
-        )
+            self.store, spec.operation, spec.model_dump(mode="json"), parent=parent, device=target, name=name,
+            interactive=interactive, pause_step=pause_step,
+        )  # fmt: skip
         self._ensure_worker(target)
         return row
 

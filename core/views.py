@@ -16,17 +16,18 @@ import store.jobs as jobs
 from core.checks import weights_path
 from core.compare import METRICS
 from core.settings import Settings
+from core.specs import SPECS
 from dcaecore import read_header
 from dcaecore.sparse import unpack_mask, unpack_values
 from store import ModelRow, Store
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """A setting as text: lists and tables without their Python quotes."""
     if isinstance(value, dict):
-        return "(" + ", ".join(f"{key} {_plain(part)}" for key, part in value.items()) + ")"
+        return "(" + ", ".join(f"{key} {plain(part)}" for key, part in value.items()) + ")"
     if isinstance(value, list | tuple):
-        return "(" + ", ".join(_plain(part) for part in value) + ")"
+        return "(" + ", ".join(plain(part) for part in value) + ")"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -65,22 +66,20 @@ class Views:
 
     def spec_line(self, ref: str) -> str:
         """What made a model, in one line: the operation and the settings that are not defaults."""
-        from core.specs import SPECS
-
         row = st.get_model(self.store, ref, deleted=True)
         spec = dict(row.spec)
         operation = str(spec.pop("operation", row.kind))
         known = SPECS.get(operation)
-        standard = known().model_dump(mode="json") if known else {}
+        standard = _standard(operation)
         told = []
         for key, value in spec.items():
             if known is not None and key in known.model_fields and not known.applies(key, {**standard, **row.spec}):
                 continue
             default = standard.get(key)
             if isinstance(value, dict) and isinstance(default, dict) and default:
-                told += [f"{key}.{inner} {_plain(part)}" for inner, part in value.items() if default.get(inner) != part]
+                told += [f"{key}.{inner} {plain(part)}" for inner, part in value.items() if default.get(inner) != part]
             elif value != default or key in ("method", "rate", "source"):
-                told.append(f"{key} {_plain(value)}")
+                told.append(f"{key} {plain(value)}")
         return f"{operation}: " + ", ".join(told)
 
     def pictures(self, ref: str) -> list[tuple[bytes, bytes]]:
@@ -133,6 +132,13 @@ class Views:
                 continue
             return dict(job.spec) if job.operation == "evaluate" else {key: job.spec[key] for key in ("data", "image_size")}
         return {"image_size": self.settings.preset_image_size}
+
+
+@lru_cache(maxsize=64)
+def _standard(operation: str) -> dict[str, Any]:
+    """The defaults of an operation's settings; empty for one that is not known."""
+    known = SPECS.get(operation)
+    return known().model_dump(mode="json") if known else {}
 
 
 @lru_cache(maxsize=32)

@@ -13,6 +13,7 @@ from pages.ui.cost import chosen_run, cost_section  # noqa: E402
 from pages.ui.data_runs import on_images, runs_section  # noqa: E402
 from pages.ui.figures import change_text, column_widths, measured_text, protocol_text, validate_and_save, watch_validations  # noqa: E402
 from pages.ui.inside import inside_section  # noqa: E402
+from pages.ui.mirror import views_section  # noqa: E402
 from pages.ui.model_table import choose_section, view_control  # noqa: E402
 from pages.ui.picture_grid import images_section, upload_section  # noqa: E402
 from pages.ui.shipping import export_section, report_section  # noqa: E402
@@ -97,6 +98,7 @@ with guarded():
     inside_section(manager, comparison)
     runs_section(manager, comparison.models)
     report_section(manager, comparison)
+    views_section(manager, picked)
     export_section(manager, comparison.models)
     st.subheader("Models")
     for ref in picked:

@@ -26,17 +26,21 @@ def follow_click(drawing: Drawing, key: str) -> None:
     st.session_state[memory] = picks(event)
     if clicked:
         st.query_params["model"] = clicked
+        st.session_state["lineage-clicked"] = True
 
 
+if st.session_state.setdefault("lineage-visits", 0) == 0:
+    # A browser fetches what draws charts, a megabyte, with the first one: so while the forest is read, not after.
+    st.sidebar.echarts_chart({"series": []}, height=1)
+st.session_state["lineage-visits"] += 1
 st.title("Lineage")
 forest = manager.forest()
-known = {leaf.id for leaf in forest.models}
 current = manager.current()
 assert current is not None
 chosen = st.query_params.get("model", current.id)
 with guarded():
-    chosen = chosen if chosen in known else manager.get_model(chosen).id
-if chosen not in known:
+    chosen = chosen if chosen in forest.by_id else manager.get_model(chosen).id
+if chosen not in forest.by_id:
     chosen = current.id
 left, middle, right, last = st.columns([4, 2, 2, 2], vertical_alignment="bottom")
 text = left.text_input("Search", placeholder=EXAMPLE, key="search", bind="query-params", help=EXAMPLE) or ""
@@ -53,7 +57,17 @@ with guarded():
 around, beyond = forest.around(chosen) if view == "focus" else (forest.models, 0)
 drawing = draw(forest, around, chosen=chosen, colour=colour or OPERATION, size=size or "parameters", fits=fits)
 key = f"lineage-{view}"
-st.echarts_chart(drawing.options, height=drawing.height, key=key, on_select=lambda: follow_click(drawing, key))
+place = st.container()
+
+
+def show_chart() -> None:
+    place.echarts_chart(drawing.options, height=drawing.height, key=key, on_select=lambda: follow_click(drawing, key))
+
+
+# After a click the card comes first: of ten thousand models, moving the ring takes a browser as long as all the rest.
+clicked = st.session_state.pop("lineage-clicked", False)
+if not clicked:
+    show_chart()
 told = [f"{len(around)} of {len(forest.models)} models are drawn; a click on one shows it below."]
 if beyond:
     told.append(f"{beyond} more descendants do not fit: choose one of those below, or see the forest.")
@@ -93,10 +107,12 @@ with guarded():
         st.rerun()
     with go_on[4]:
         delete_popover(manager, row)
-    again(manager, row)
+    again(manager, row, has_offspring=row.id in forest.below)
     told_left, told_right = st.columns(2)
     with told_left:
         story(manager, row)
     with told_right:
         words(manager, row)
     housekeeping(manager)
+if clicked:
+    show_chart()

@@ -103,7 +103,7 @@ _COPIES = (
 def export_branch(store: Store, ref: str, target: Path | str, *, with_descendants: bool = False) -> Exported:
     """Writes a model with all that it goes back to (and all that was made from it) into `target`, a file or a folder.
 
-    Raises StoreError: exists (never overwrites), missing_blob, disk_full, read_only.
+    Raises StoreError: exists (never overwrites), missing_blob, broken_blob, disk_full, read_only.
     """
     row = get_model(store, ref)
     below = descendants(store, row.id) if with_descendants else []
@@ -120,8 +120,7 @@ def export_branch(store: Store, ref: str, target: Path | str, *, with_descendant
             blobs = _blobs_of(Path(scratch))
             with zipfile.ZipFile(partial, "x", allowZip64=True) as archive:
                 for digest in blobs:
-                    store.blobs.size(digest)  # raises where it is missing
-                    archive.write(store.blobs.path(digest), f"blobs/{digest[:2]}/{digest[2:]}")
+                    archive.write(store.blobs.whole(digest), f"blobs/{digest[:2]}/{digest[2:]}")
                 logs = []
                 for job in _jobs_of(Path(scratch)):
                     log = store.root / "jobs" / job / "log.jsonl"

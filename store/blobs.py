@@ -84,8 +84,26 @@ class BlobStore:
         return self._present(digest).stat().st_size
 
     def read(self, digest: str) -> bytes:
-        """The bytes of the blob. Raises StoreError(missing_blob)."""
-        return self._present(digest).read_bytes()
+        """The bytes of the blob. Raises StoreError(missing_blob, broken_blob): what was altered on the disk is given to nobody."""
+        data = self._present(digest).read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise self._broken(digest)
+        return data
+
+    def whole(self, digest: str) -> Path:
+        """Where the blob lies, once its bytes were hashed anew. Raises StoreError(missing_blob, broken_blob)."""
+        path = self._present(digest)
+        if not self.verify(digest):
+            raise self._broken(digest)
+        return path
+
+    def _broken(self, digest: str) -> StoreError:
+        return StoreError(
+            f"The file of blob {digest[:12]} was changed on disk.",
+            code="broken_blob",
+            given=str(self.path(digest)),
+            next="Restore the file from a backup or an archive, or delete the model and make it again from its recorded spec.",
+        )
 
     def _present(self, digest: str) -> Path:
         path = self.path(digest)

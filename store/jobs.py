@@ -103,8 +103,11 @@ def submit(
     depends_on: Sequence[str] = (),
     name: str | None = None,
     interactive: bool = False,
+    pause_step: int | None = None,
 ) -> JobRow:
     """Queue a job. `parent` is a model, or `{"job": id}`: the model that job makes (or works on, when it makes none).
+
+    `pause_step`: it pauses once so many steps are done, as `run_until` asks of a job that is there already.
 
     Raises StoreError: unknown_model, unknown_job, ambiguous, deleted.
     """
@@ -127,6 +130,7 @@ def submit(
             state="queued",
             device=device,
             interactive=int(interactive),
+            control="run" if pause_step is None else f"run until {int(pause_step)}",
             parent_model_id=parent_model,
             parent_job_id=parent_job,
             created=now(),

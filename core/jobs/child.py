@@ -132,6 +132,7 @@ def _run(context: Context) -> None:
     spec = SPECS[job.operation].model_validate(job.spec)
     context.log("info", f"{job.operation} on {context.device} (attempt {job.attempt}).")
     outcome = operation.run(spec, context)
+    context.log_system(now=True)
     if context.poll() == "cancel":
         raise Cancelled
     done = jobs.complete(

@@ -65,6 +65,8 @@ class RunRecord:
     uses: list[ArtifactRecord]
     makes: ArtifactRecord | None
     notes: list[str] = field(default_factory=list)
+    about: str = ""
+    """What leads from the run back to the record: W&B shows it as the run's notes."""
 
 
 def subject_of(store: Store, job: JobRow) -> ModelRow | None:
@@ -157,7 +159,14 @@ def read_run(store: Store, job_id: str) -> RunRecord:
         uses=uses,
         makes=makes,
         notes=notes,
+        about=_way_back(job, subject),
     )
+
+
+def _way_back(job: JobRow, subject: ModelRow | None) -> str:
+    """How to find the record of a run in the store that it came from."""
+    model = f"`python -m core show {subject.id}` tells all about its model, " if subject is not None else ""
+    return f"Offshoot has the record of this run: {model}`python -m core jobs {job.id}` of its job."
 
 
 def _about(model: ModelRow) -> dict[str, Any]:

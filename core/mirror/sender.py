@@ -149,6 +149,7 @@ class Sender:
                 group=record.group or None,
                 job_type=record.job_type,
                 tags=list(record.tags),
+                notes=record.about,
                 config=record.config,
                 resume="allow" if self.mode == "online" else None,
                 reinit="create_new",

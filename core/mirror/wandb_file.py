@@ -48,6 +48,7 @@ class WandbRun:
     project: str = ""
     job_type: str = ""
     tags: list[str] = field(default_factory=list)
+    notes: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -111,7 +112,7 @@ def read_run(path: Path) -> WandbRun:
         if kind == "run":
             said = record.run
             run.id, run.name, run.group = said.run_id, said.display_name, said.run_group
-            run.project, run.job_type, run.tags = said.project, said.job_type, list(said.tags)
+            run.project, run.job_type, run.tags, run.notes = said.project, said.job_type, list(said.tags), said.notes
             run.config |= {_key(item): json.loads(item.value_json) for item in said.config.update}
         elif kind == "config":
             run.config |= {_key(item): json.loads(item.value_json) for item in record.config.update}

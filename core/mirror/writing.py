@@ -109,8 +109,11 @@ class Writer:
         return made
 
     def _weights(self, record: ArtifactRecord) -> Path:
-        """The blob itself when it is sent at once; offline, a link that outlives the store's clean-up."""
-        blob = self.store.blobs.path(record.blob_digest)
+        """The blob itself when it is sent at once; offline, a link that outlives the store's clean-up.
+
+        Raises StoreError(broken_blob): what was altered on the disk is not what its id says.
+        """
+        blob = self.store.blobs.whole(record.blob_digest)
         if self.mode == "online":
             return blob
         kept = self.folder / "weights" / f"{record.blob_digest}.safetensors"

@@ -47,4 +47,4 @@ def run(spec: BranchSpec, context: Context) -> Outcome:
         parents=[("parent", parent.row.id), *([] if teacher is None else [("teacher", teacher.id)])],
         dataset=json.loads(dataset.read_text()) if dataset.exists() else None,
     )
-    return Outcome(model=made, result={"step": step, "job": training.id})
+    return Outcome(model=made, result={"step": step, "job": training.id, "threads": saved.facts["threads"]})

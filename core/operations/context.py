@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import store.jobs as jobs
 from core.settings import Settings
+from core.system_figures import SystemFigures
 from store import JobRow, MetricWriter, NewModel, Store
 
 PROGRESS_SECONDS = 0.25
@@ -58,6 +59,9 @@ class Context:
         self.metrics = MetricWriter(store, job.id, job.attempt)
         self._log = (self.folder / LOG_NAME).open("a", buffering=1)
         self._reported = 0.0
+        self.system = SystemFigures(self.device)
+        self.counts_steps = False
+        """Whether the operation logs metrics by steps of its own: it puts the machine's figures there."""
 
     def log(self, level: str, message: str) -> None:
         """One line of the job's log."""
@@ -74,6 +78,12 @@ class Context:
         if force or now - self._reported >= PROGRESS_SECONDS:
             self._reported = now
             jobs.set_progress(self.store, self.job, fraction, message, eta_s)
+            self.log_system()
+
+    def log_system(self, *, now: bool = False) -> None:
+        """The machine's figures as metrics, where a sample is due (or now); of an operation without steps, by their number."""
+        if not self.counts_steps:
+            self.metrics.log(self.system.count, self.system.due(now=now))
 
     def poll(self, steps_done: int | None = None) -> Literal["run", "pause", "cancel", "checkpoint"]:
         """What is asked of the job now, with so many steps behind it where it counts steps: a pause may be asked for at one."""

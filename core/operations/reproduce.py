@@ -2,7 +2,7 @@
 
 - Each step runs in a scratch store in the job's folder, by the operation and the settings on record, on what the step before it has
   just made: nothing of the record but the baseline's weights goes in, and nothing that is made comes into the store.
-- A baseline whose weights are gone is imported again from the source on record.
+- A baseline whose weights are gone, or were changed on disk, is imported again from the source on record.
 - A model made of a checkpoint (`branch`): its training is run again up to that step, and the model made of what that reaches.
 - A teacher that a spec names by an id which the rerun has not reached is taken from the record; the report says so.
 - A paused, killed or resumed job goes on where it was: the scratch store keeps the finished steps and the checkpoints.
@@ -91,7 +91,7 @@ def run(spec: ReproduceSpec, context: Context) -> Outcome:
             started = time.monotonic()
             place = _Place(number, len(chain) + 1, f"{row.name} ({number + 1} of {len(chain)})")
             notes: list[str] = []
-            if not row.parents and row.blob_digest is not None and context.store.blobs.exists(row.blob_digest):
+            if not row.parents and row.blob_digest is not None and context.store.blobs.verify(row.blob_digest):
                 made[row.id] = copy_model(context.store, scratch, row.id).id
                 steps.append({**_told(row, made[row.id]), "operation": "record", "identical": True, "notes": []})
                 continue
@@ -133,7 +133,7 @@ def recorded_threads(store: Store, row: ModelRow) -> int | None:
 
 def _recorded(store: Store, row: ModelRow, key: str) -> Any:
     job = _job(store, row)
-    if job is not None and job.operation == "branch" and key == "threads":
+    if job is not None and job.operation == "branch" and key == "threads" and key not in job.result:
         job = _training(store, job.spec)
     return None if job is None else job.result.get(key, job.device if key == "device" else None)
 
@@ -301,8 +301,8 @@ def _difference(store: Store, row: ModelRow, scratch: Store, made: str) -> dict[
     if again.weights_digest == row.weights_digest:
         return {"identical": True, "max_abs_difference": 0.0, "relative_difference": 0.0}
     nothing = {"identical": False, "max_abs_difference": None, "relative_difference": None}
-    if row.blob_digest is None or not store.blobs.exists(row.blob_digest):
-        return {**nothing, "reason": "differs from the digest on record; the recorded weights are gone"}
+    if row.blob_digest is None or not store.blobs.verify(row.blob_digest):
+        return {**nothing, "reason": "differs from the digest on record; the recorded weights are gone or were changed on disk"}
     # `load` refuses tombstones, and a step may be one: the file says it all.
     from dcaecore import load_model
 

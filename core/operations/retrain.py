@@ -78,7 +78,7 @@ class JobCallbacks:
         return answer
 
     def on_step(self, step: int, metrics: dict[str, float]) -> None:
-        self.context.metrics.log(step, metrics)
+        self.context.metrics.log(step, {**metrics, **self.context.system.due()})
         total = self.settings.total_steps
         pace = (time.monotonic() - self.started) / max(1, step - self.first_step)
         self.context.progress(step / total, f"step {step} of {total}, loss {metrics['loss']:.4f}", pace * (total - step))
@@ -166,6 +166,7 @@ def _same_images(context: Context, dataset: dict[str, Any], resumed: bool) -> No
 
 def run(spec: RetrainSpec, context: Context) -> Outcome:
     """Trains the parent; goes on from the job's newest checkpoint where there is one."""
+    context.counts_steps = True
     with joined(rank_device(context.device)) as world:
         return _train(spec, context, world)
 

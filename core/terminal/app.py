@@ -16,6 +16,7 @@ from core.model_manager import ModelManager
 from core.settings import Settings, read_settings
 from core.solver.search import COSTS
 from core.specs import SPECS, RetrainSpec, ScheduleSpec, Spec
+from core.terminal import card as card_verb
 from core.terminal import compare as compare_verbs
 from core.terminal import demo as demo_job
 from core.terminal import inside, inspection, output, running, training
@@ -97,12 +98,16 @@ def retrain(
     name: str | None = None,
     spec: Path | None = None,
     preset: Annotated[str | None, typer.Option(help="Start from smoke, quick or full; options and spec file win.")] = None,
+    to_step: Annotated[int | None, typer.Option(help="End after so many steps, for `branch` to make a model of that.")] = None,
     **options: Any,
 ) -> None:
     """Train a model further."""
     manager = state.manager()
     row = manager.get_model(model)
     values = {**(manager.preset_start(row.id, preset) if preset else {}), **spec_values(SPECS["retrain"], options, spec)}
+    if to_step is not None:
+        training.finish_at_pause(manager, manager.retrain_to(row.id, values, to_step, name=name))
+        return
     finish(manager, manager.retrain_model(row.id, values, name=name))
 
 
@@ -280,9 +285,12 @@ def jobs(
         trained = row.operation == "retrain"
         hints = [hint.__dict__ for hint in manager.hints(job)] if trained else []
         layers = manager.layer_figures(job) if trained else []
-        output.emit({**row.to_json(), "hints": hints, "layers": layers, "log": manager.log(job)})
+        more = {"hints": hints, "layers": layers, "machine": manager.machine_used(job), "log": manager.log(job)}
+        output.emit({**row.to_json(), **more})
         return
     output.console.print(output.jobs_table([row]))
+    if used := manager.machine_used(job):
+        output.console.print(f"Of the machine: {used}.", markup=False, highlight=False)
     for hint in manager.hints(job) if row.operation == "retrain" else ():
         output.console.print(f"{hint.flag}: {hint.text}", style="yellow", markup=False, highlight=False)
     for line in manager.log(job):
@@ -341,6 +349,7 @@ def demo_model() -> None:
 
 
 lineage_verbs.add_to(app)
+card_verb.add_to(app)
 app.add_typer(mirror_verbs.app, name="mirror")
 
 

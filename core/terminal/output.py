@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -46,10 +46,11 @@ def show_error(error: dict[str, Any]) -> None:
     problems.print(" ".join(parts), style="red", markup=False, highlight=False)
 
 
-def follow(manager: ModelManager, job: JobRow, *, quiet: bool) -> JobRow:
-    """Waits for a job with a progress bar; raises the job's own error."""
+def follow(manager: ModelManager, job: JobRow, *, quiet: bool, wait: Callable[..., JobRow] | None = None) -> JobRow:
+    """Waits for a job with a progress bar (by default until it is done); raises the job's own error."""
+    wait = wait or manager.wait
     if quiet:
-        return manager.wait(job.id)
+        return wait(job.id)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn(),
         console=problems, transient=True,
@@ -57,7 +58,7 @@ def follow(manager: ModelManager, job: JobRow, *, quiet: bool) -> JobRow:
         task = progress.add_task(job.name, total=1.0, said="")
         while True:
             try:
-                return manager.wait(job.id, timeout_s=0.3)
+                return wait(job.id, timeout_s=0.3)
             except CoreError as error:
                 if error.code != "timeout":
                     raise

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from core.errors import CoreError
+from core.model_manager import ModelManager
 from core.specs import ResetSpec, RetrainSpec
 from core.terminal import output
 from core.terminal.options import spec_values, with_options
@@ -71,6 +72,21 @@ def branch(
     if evaluate and not state.detach:
         output.follow(manager, chain[-1], quiet=state.json)
     finish(manager, made)
+
+
+def finish_at_pause(manager: ModelManager, job: JobRow) -> None:
+    """Waits (unless detached) for a training that pauses at a step, ends it there and tells which it is; one without a pause, as ever."""
+    from core.terminal.app import finish, state
+
+    if state.detach or job.pause_step is None:
+        finish(manager, job)
+        return
+    row = output.follow(manager, job, quiet=state.json, wait=manager.end_at_pause)
+    if state.json:
+        output.emit({"job": row.to_json(), "model": None})
+        return
+    said = f"{row.id}  ended at step {job.pause_step}. A model of it: branch {row.id} --at {job.pause_step}"
+    output.console.print(said, markup=False, highlight=False)
 
 
 def train_on(job: JobArgument, at: At = "last", name: str | None = None, spec: Path | None = None, **options: Any) -> None:

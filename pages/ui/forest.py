@@ -1,7 +1,8 @@
 """The forest from left to right in native ECharts: labelled around one model, or all of it as an overview; clickable.
 
-Hundreds of models are objects with names; colour and size by a figure are done in the browser, by `visualMap`. Thousands are pairs of
-numbers in series of one colour and one size each, which ECharts draws as one shape (`large`): ten thousand shapes take seconds.
+Hundreds of models are objects with names; colour and size by a figure are done in the browser, by `visualMap`. Thousands are two
+numbers and a name each in series of one colour and one size, which ECharts draws as one shape (`large`): ten thousand shapes take
+seconds.
 A click comes back as (series, index), so `Drawing` keeps which model each stands for.
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 from core.compare import METRICS, Metric
 from core.forest import Forest
 from pages.ui.boot import settle
-from pages.ui.tree import COLOURS, layout
+from pages.ui.tree import COLOURS, FEW, chart_height, layout, short_label, symbol_room
 from store.forest import Leaf
 
 OPERATION = "operation"
@@ -27,10 +28,10 @@ UNKNOWN = "#9aa5a0"
 RING = "#f5a623"
 LARGE = 1000
 """More models than this are drawn as one shape a colour and size."""
+ACROSS, DOWN = 2, 10
+"""Coordinates are whole numbers, half columns and tenths of a row: a third of the time to write and to read."""
 SIZES, SHADES = 4, 12
 """Steps of size and of colour there."""
-FEW = 40
-"""So many models have room for a label each, with their size."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,15 @@ def draw(
         drawing, place, largest = _drawn(forest, models, colour, size, fits)
     if chosen not in place:
         return drawing
-    row, depth = place[chosen]
-    ring = {"type": "scatter", "data": [[depth, row]], "symbol": "circle", "symbolSize": largest + 10, "silent": True,
+    ring = {"type": "scatter", "data": [place[chosen]], "symbol": "circle", "symbolSize": largest + 10, "silent": True,
             "z": 3, "animation": False, "itemStyle": {"color": "transparent", "borderColor": RING, "borderWidth": 3},
             "tooltip": {"show": False}}  # fmt: skip
     options = {**drawing.options, "series": [*drawing.options["series"], ring]}
     return Drawing(options, drawing.height, drawing.series)
 
 
-Place = Mapping[str, tuple[float, int]]
+Place = Mapping[str, tuple[int, int]]
+"""Where each model is drawn, as (x, y)."""
 
 
 @lru_cache(maxsize=4)
@@ -88,11 +89,12 @@ def _whole(forest: Forest, colour: str, size: str, fits: frozenset[str] | None) 
 def _drawn(
     forest: Forest, models: Sequence[Leaf], colour: str, size: str, fits: AbstractSet[str] | None
 ) -> tuple[Drawing, Place, float]:
-    """All but the ring, the place of each model as (row, depth), and pixels of the largest symbol."""
-    place = layout(models)
-    rows = max((row for row, _ in place.values()), default=0.0) + 1
-    deepest = max((depth for _, depth in place.values()), default=0)
-    height = int(min(900, max(200, 90 + 56 * rows)))
+    """All but the ring, the place of each model, and pixels of the largest symbol."""
+    found = layout(models)
+    rows = max((row for row, _ in found.values()), default=0.0) + 1
+    deepest = max((depth for _, depth in found.values()), default=0)
+    place = {ref: (ACROSS * depth, round(DOWN * row)) for ref, (row, depth) in found.items()}
+    height = chart_height(rows, len(models))
     smallest, largest = _symbols((height - 60) / rows, len(models))
     bounds = forest.range_of(size, (leaf.id for leaf in models))
     shades = None if colour == OPERATION else forest.range_of(colour, (leaf.id for leaf in models))
@@ -116,10 +118,10 @@ def _drawn(
         maps.append(_scale(series, METRICS[colour], shades, within=not many))
     options = {
         "legend": {"data": list(dict.fromkeys(s["name"] for s in series if s.get("name"))), "top": 0},
-        "tooltip": {"formatter": "{b}", "show": not many},
+        "tooltip": {"formatter": "{b}"},
         "grid": {"left": 10, "right": 90 if shades is not None else 10, "top": 40, "bottom": 10},
-        "xAxis": {"type": "value", "show": False, "min": -0.5, "max": deepest + 0.5},
-        "yAxis": {"type": "value", "show": False, "inverse": True, "min": -0.8, "max": rows - 0.4},
+        "xAxis": {"type": "value", "show": False, "min": -1, "max": ACROSS * deepest + 1},
+        "yAxis": {"type": "value", "show": False, "inverse": True, "min": -8, "max": round(DOWN * rows) - 4},
         "dataZoom": [{"type": "inside", "yAxisIndex": 0, "filterMode": "none"}] if len(models) > FEW else [],
         "visualMap": maps,
         "series": series,
@@ -192,8 +194,8 @@ def _shape(title: str, paint: str, members: Sequence[Leaf], place: Place, pixels
     """A scatter series that is drawn as one shape."""
     return {
         "type": "scatter", "name": title, "selectedMode": "single", "large": True, "largeThreshold": 1, "symbolSize": round(pixels, 2),
-        "data": [[place[leaf.id][1], round(place[leaf.id][0], 1)] for leaf in members], "color": paint, "z": 2, "animation": False,
-        "itemStyle": {"opacity": 0.25 if faint else 1.0}, "emphasis": {"disabled": True},
+        "data": [[*place[leaf.id], leaf.name] for leaf in members], "color": paint, "z": 2,
+        "animation": False, "itemStyle": {"opacity": 0.25 if faint else 1.0}, "emphasis": {"disabled": True}, **_named(2),
     }  # fmt: skip
 
 
@@ -204,7 +206,7 @@ def _symbols(pixels_a_row: float, count: int) -> tuple[float, float]:
     """
     if count > LARGE:
         return 2.0, 3.9
-    largest = min(26.0, max(6.0, pixels_a_row * 0.8))
+    largest = symbol_room(pixels_a_row, count)
     return max(3.0, largest * 0.4), largest
 
 
@@ -227,30 +229,36 @@ def _groups(
 
 
 def _nodes(
-    title: str, paint: str, members: list[Leaf], forest: Forest, place: Mapping[str, tuple[float, int]], colour: str, size: str,
+    title: str, paint: str, members: list[Leaf], forest: Forest, place: Place, colour: str, size: str,
     count: int, *, faint: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """A scatter series. Few models are objects with a name and a label; more are plain numbers."""
+    """A scatter series. Few models are objects with a name and a label; more are plain numbers with a name to hover."""
+    columns = max(x for x, _ in place.values()) // ACROSS + 1
     values = []
     for leaf in members:
-        row, depth = place[leaf.id]
         own = forest.figures[leaf.id]
-        values.append([depth, row, own.get(size), own.get(colour) if colour != OPERATION else None])
-    data: list[Any] = values
+        values.append([*place[leaf.id], own.get(size), own.get(colour) if colour != OPERATION else None])
+    data: list[Any] = [[*value, leaf.name] for value, leaf in zip(values, members, strict=True)]
     if count <= 300:
         data = [
             {
                 "value": value,
                 "name": leaf.name,
-                "label": {"show": count <= FEW, "formatter": f"{leaf.name}  {_label(forest, leaf, size)}".strip()},
+                "label": {"show": count <= FEW, "formatter": short_label(leaf.name, _label(forest, leaf, size), columns)},
             }
             for leaf, value in zip(members, values, strict=True)
         ]
     return {
         "type": "scatter", "name": title, "selectedMode": "single", "data": data, "color": paint, "z": 2, "animation": False,
         "itemStyle": {"opacity": 0.25 if faint else 1.0}, "label": {"position": "top", "fontSize": 11, "distance": 4},
-        "labelLayout": {"hideOverlap": True}, "symbolSize": 5,
+        "labelLayout": {"hideOverlap": True}, "symbolSize": 5, **(_named(4) if count > 300 else {}),
     }  # fmt: skip
+
+
+def _named(at: int) -> dict[str, Any]:
+    """Says that a number of each point is its name, for `{b}` of the tooltip."""
+    dimensions: list[Any] = [f"value {number}" for number in range(at)]
+    return {"dimensions": [*dimensions, {"name": "name", "type": "ordinal"}], "encode": {"x": 0, "y": 1, "itemName": at}}
 
 
 def _label(forest: Forest, leaf: Leaf, size: str) -> str:
@@ -259,27 +267,28 @@ def _label(forest: Forest, leaf: Leaf, size: str) -> str:
 
 
 def _edges(models: Sequence[Leaf], place: Place) -> dict[str, Any]:
-    """Parent to child as an elbow. All of them are one broken line: thousands of separate ones take seconds.
+    """Parent to child as an elbow. All are one shape of flat numbers (how many points, x, y, x, y, ...): objects take seconds.
 
     A parent has one stem and one bracket around its first and last child, which is less to send than an elbow a child.
     """
-    ends: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    ends: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for leaf in models:
         if leaf.parent_id is not None and leaf.parent_id in place:
-            row, depth = place[leaf.id]
-            ends[leaf.parent_id].append((round(row, 1), depth))
-    gap: list[float | None] = [None, None]
-    points: list[list[float | None]] = []
+            x, y = place[leaf.id]
+            ends[leaf.parent_id].append((y, x))
+    flat: list[int] = []
     for parent, below in ends.items():
-        row, depth = place[parent]
-        middle = depth + 0.5
-        first, last = min(below), max(below)
-        points += [[depth, round(row, 1)], [middle, round(row, 1)]]
-        if len(below) > 1:
-            points += [gap, [first[1], first[0]], [middle, first[0]]]
-        points += [[middle, last[0]], [last[1], last[0]], gap]
-        for to_row, to_depth in below:
-            if (to_row, to_depth) not in (first, last):
-                points += [[middle, to_row], [to_depth, to_row], gap]
-    return {"type": "line", "data": points, "symbol": "none", "silent": True, "z": 1, "connectNulls": False, "animation": False,
-            "lineStyle": {"color": "#8aa394", "width": 1.5 if len(models) <= 2000 else 0.6}, "tooltip": {"show": False}}  # fmt: skip
+        x, y = place[parent]
+        middle = x + ACROSS // 2
+        (first_y, first_x), (last_y, last_x) = min(below), max(below)
+        if len(below) == 1:
+            flat += [4, x, y, middle, y, middle, last_y, last_x, last_y]
+            continue
+        flat += [2, x, y, middle, y]
+        flat += [4, first_x, first_y, middle, first_y, middle, last_y, last_x, last_y]
+        for to_y, to_x in below:
+            if (to_y, to_x) not in ((first_y, first_x), (last_y, last_x)):
+                flat += [2, middle, to_y, to_x, to_y]
+    return {"type": "lines", "coordinateSystem": "cartesian2d", "polyline": True, "large": True, "largeThreshold": 1, "progressive": 0,
+            "data": flat, "silent": True, "z": 1, "animation": False, "tooltip": {"show": False},
+            "lineStyle": {"color": "#8aa394", "opacity": 1, "width": 1.5 if len(models) <= 2000 else 0.6}}  # fmt: skip

@@ -30,6 +30,23 @@ def mirror_line(_manager: ModelManager) -> None:
             show_error(view.problem)
 
 
+def views_section(manager: ModelManager, refs: list[str]) -> None:
+    """A comparison as a W&B Report and a workspace view, made on a click."""
+    with st.expander(
+        "W&B report and workspace view", icon=":material/cloud_upload:", on_change="rerun", key="wandb-views"
+    ) as part:
+        if not part.open:
+            return
+        st.caption("The models shown, side by side at W&B: written as files, and saved there where the mirror sends.")
+        if st.button("Make them", key="wandb-views-make"):
+            with guarded(), st.spinner("Loading wandb in a process of its own…"):
+                st.session_state["wandb-views-made"] = manager.mirror_views(refs)
+        made = st.session_state.get("wandb-views-made")
+        if made is not None:
+            places = [f"[{kind}]({url})" for kind, url in made.urls.items()] or [f"`{path}`" for path in made.files.values()]
+            st.markdown("  \n".join([made.message, *places]))
+
+
 def _choice(manager: ModelManager, view: MirrorView) -> None:
     """Mode and project, each kept as soon as it is changed."""
     st.caption("A copy of every finished run, for those who share them. The record here never waits for it.")

@@ -8,7 +8,13 @@ from typing import Any
 from store import ModelRow
 from store.forest import Leaf
 
-LARGEST_SYMBOL = 26
+LARGEST_SYMBOL, SMALLEST_SYMBOL = 26.0, 6.0
+LABEL_PIXELS = 18
+"""What a label above a symbol takes, with its distance."""
+FEW = 40
+"""So many models have room for a label each."""
+WIDTH = 1000
+"""Pixels that a chart has in a window of usual width, or a little more."""
 COLOURS = {"baseline": "#5470c6", "pruned": "#ee6666", "retrained": "#4b9c68"}
 
 
@@ -39,10 +45,28 @@ def layout(models: Sequence[ModelRow | Leaf]) -> dict[str, tuple[float, int]]:
     return place
 
 
+def chart_height(rows: float, count: int) -> int:
+    """Pixels that a drawing of `count` models takes: a row for each leaf, within reason; labels need more."""
+    return int(min(1200 if count <= FEW else 900, max(200, 90 + 56 * rows)))
+
+
+def symbol_room(pixels_a_row: float, count: int) -> float:
+    """Pixels of the largest symbol: where there are labels, a symbol with its label stays within its row."""
+    room = pixels_a_row - LABEL_PIXELS if count <= FEW else pixels_a_row * 0.8
+    return min(LARGEST_SYMBOL, max(SMALLEST_SYMBOL, room))
+
+
+def short_label(name: str, value: str, columns: int) -> str:
+    """A label that fits its column: the name loses its middle, the value never anything. A hover shows the whole name."""
+    room = max(8, int(WIDTH / max(1, columns) / 6.2) - len(value) - 3)  # a letter of 11 pixels is some 6 wide
+    if len(name) > room:
+        name = f"{name[: (room + 1) // 2]}…{name[len(name) - room // 2 + 1 :]}"
+    return f"{name}  {value}".strip()
+
+
 def tree_height(models: Sequence[ModelRow]) -> int:
-    """Pixels that a tree takes: a row for each leaf, within reason."""
-    leaves = max((row for row, _ in layout(models).values()), default=0.0) + 1
-    return int(min(900, max(200, 90 + 56 * leaves)))
+    """Pixels that `tree_chart` takes."""
+    return chart_height(max((row for row, _ in layout(models).values()), default=0.0) + 1, len(models))
 
 
 def tree_chart(models: Sequence[ModelRow], *, chosen: str | None, size_key: str = "parameters") -> dict[str, Any]:
@@ -66,9 +90,10 @@ def tree_chart(models: Sequence[ModelRow], *, chosen: str | None, size_key: str 
             "animation": False,
         }
     ]
-    few = len(models) <= 40
-    leaves = max((row for _, row in place.values()), default=0.0) + 1
-    shrink = min(1.0, tree_height(models) / leaves / LARGEST_SYMBOL)
+    few = len(models) <= FEW
+    rows = max((row for _, row in place.values()), default=0.0) + 1
+    columns = int(max((x for x, _ in place.values()), default=0.0)) + 1
+    shrink = symbol_room((tree_height(models) - 60) / rows, len(models)) / LARGEST_SYMBOL
     for kind, colour in COLOURS.items():
         data = [
             {
@@ -77,7 +102,7 @@ def tree_chart(models: Sequence[ModelRow], *, chosen: str | None, size_key: str 
                 "id": m.id,
                 "symbolSize": max(3.0, shrink * (10 + 16 * (m.facts.get(size_key, 0.0) / largest) ** 0.5)),
                 "itemStyle": {"borderColor": "#f5a623", "borderWidth": max(2.0, 4 * shrink)} if m.id == chosen else {},
-                "label": {"show": few, "formatter": f"{m.name}  {m.facts['parameters'] / 1e6:.2f} M"},
+                "label": {"show": few, "formatter": short_label(m.name, f"{m.facts['parameters'] / 1e6:.2f} M", columns)},
             }
             for m in models
             if m.kind == kind

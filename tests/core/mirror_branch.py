@@ -67,6 +67,8 @@ def curve(step: int) -> dict[str, float]:
     values = {"loss": ODD_VALUES.get(step, 1.0 / step), "learning_rate": 1e-4 * math.cos(step / 100)}
     if step % 100 == 0:
         values["val_psnr_db"] = 20 + math.log(step)
+    if step % 50 == 1:
+        values |= {"system/process_cores": 1.5 + step / 1000, "system/gpu_memory_gib": 0.25}
     return values
 
 

@@ -69,6 +69,14 @@ class Driver:
     def nvmlDeviceGetName(self, handle):
         return self.tell(f"board {handle}")
 
+    NVML_TEMPERATURE_GPU = 0
+
+    def nvmlDeviceGetTemperature(self, handle, sensor):
+        return self.tell(40 + handle + sensor)
+
+    def nvmlDeviceGetPowerUsage(self, handle):
+        raise Refused  # as boards without a meter do
+
     def tell(self, answer):
         if self.mute:
             raise Refused
@@ -90,6 +98,17 @@ def test_a_driver_that_cannot_tell_is_nought_and_one_that_is_lost_offers_nothing
         ("NVIDIA GPU", 0, 0, 0.0)
     }
     assert devices._gpus(Driver(lost=True)) == devices._gpus(None) == []
+
+
+def test_what_a_gpu_bears_is_told_as_far_as_its_driver_can(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    monkeypatch.setattr(devices, "_nvml", Driver)
+    told = devices.gpu_figures("cuda:0")
+    assert told == {"gpu_busy_ratio": 0.52, "gpu_memory_gib": 20 / 2**30, "gpu_temperature_c": 42.0}
+    assert devices.gpu_figures("cuda:1") == devices.gpu_figures("cpu") == {}
+    for driver in (lambda: Driver(mute=True), lambda: Driver(lost=True), lambda: None):
+        monkeypatch.setattr(devices, "_nvml", driver)
+        assert devices.gpu_figures("cuda:0") == {}
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
@@ -84,6 +86,7 @@ def manager(tmp_path):
 
 def test_the_forest_has_the_figures_that_compare_shows(manager):
     ids = fill(manager.store, 60)
+    assert st.verify(manager.store) == [], "what fills a store for tests is a store"
     forest = manager.forest()
     assert [leaf.id for leaf in forest.models] == [row.id for row in manager.list_models()] and forest.left_out == 0
     for ref in ids[::7]:
@@ -160,6 +163,67 @@ def test_a_large_forest_is_read_searched_and_drawn(manager):
     assert sum(len(refs) for refs in drawing.series.values()) == 3000
 
 
+@pytest.mark.parametrize("number", [30, 200, 500, 1500])
+def test_each_model_of_a_drawing_has_its_name_to_hover(manager, number):
+    from pages.ui.forest import draw
+
+    fill(manager.store, number)
+    forest = manager.forest()
+    names = {leaf.id: leaf.name for leaf in forest.models}
+    drawing = draw(forest, forest.models, chosen=forest.models[0].id)
+    assert drawing.options["tooltip"]["formatter"] == "{b}" and drawing.options["tooltip"].get("show", True)
+    for series, refs in drawing.series.items():
+        one = drawing.options["series"][series]
+        shown = [point["name"] if isinstance(point, dict) else point[one["encode"]["itemName"]] for point in one["data"]]
+        assert shown == [names[ref] for ref in refs]
+        assert isinstance(one["data"][0], dict) or one["dimensions"][one["encode"]["itemName"]]["type"] == "ordinal"
+
+
+def test_every_edge_is_drawn_from_the_parent_to_the_child(manager):
+    from pages.ui.forest import ACROSS, draw
+
+    fill(manager.store, 120)
+    forest = manager.forest()
+    drawing = draw(forest, forest.models, chosen=forest.models[0].id)
+    place = {
+        ref: tuple(one["value"][:2])
+        for number, refs in drawing.series.items()
+        for ref, one in zip(refs, drawing.options["series"][number]["data"], strict=True)
+    }
+    flat, drawn = list(drawing.options["series"][0]["data"]), set()
+    while flat:
+        count, flat = flat[0], flat[1:]
+        points, flat = list(zip(flat[0 : 2 * count : 2], flat[1 : 2 * count : 2], strict=True)), flat[2 * count :]
+        for (x, y), (to_x, to_y) in itertools.pairwise(points):
+            assert x == to_x or y == to_y, "only level and upright lines"
+            drawn |= {(a, b) for a in range(min(x, to_x), max(x, to_x) + 1) for b in range(min(y, to_y), max(y, to_y) + 1)}
+    for leaf in forest.models:
+        if leaf.parent_id is not None:
+            (x, y), (to_x, to_y) = place[leaf.parent_id], place[leaf.id]
+            middle = x + ACROSS // 2
+            upright = {(middle, at) for at in range(min(y, to_y), max(y, to_y) + 1)}
+            assert {(x, y), (middle, y), (middle, to_y), (to_x, to_y), *upright} <= drawn
+
+
+@pytest.mark.parametrize("rows", [1, 5, 15, 25, 40])
+def test_a_symbol_with_its_label_stays_within_its_row(rows):
+    from pages.ui.tree import LABEL_PIXELS, SMALLEST_SYMBOL, chart_height, symbol_room
+
+    pixels = (chart_height(rows, 40) - 60) / rows
+    room = symbol_room(pixels, 40)
+    assert room + LABEL_PIXELS <= pixels and room >= SMALLEST_SYMBOL
+
+
+def test_a_label_fits_its_column_and_keeps_its_value():
+    from pages.ui.tree import short_label
+
+    name = "dcae_l2structured_0.50_20260214-153000"
+    assert short_label(name, "4.39 M", 2) == f"{name}  4.39 M"
+    cut = short_label(name, "4.39 M", 8)
+    assert len(cut) <= 1000 / 8 / 6 and cut.startswith("dca") and cut.endswith("0  4.39 M") and "…" in cut
+    assert short_label("tiny", "", 40) == "tiny"
+
+
 def test_a_click_means_the_model_that_stands_there(manager):
     from pages.ui.forest import draw
 
@@ -184,7 +248,7 @@ def test_a_card_tells_widths_jobs_and_copies(tmp_path, data_dir):
 
     bench = InProcess(Settings(home=tmp_path / "home2", data_dir=data_dir, device="cpu"))
     tiny = bench.add()
-    job = bench.run("prune", tiny.id, rate=0.5)
+    job = bench.run("prune", tiny.id, rate=0.4)
     manager = ModelManager(settings=bench.settings)
     changes = manager.width_changes(job.model_id)
     assert changes and all(change.after < change.before for change in changes)
@@ -192,5 +256,19 @@ def test_a_card_tells_widths_jobs_and_copies(tmp_path, data_dir):
     assert manager.making_job(job.model_id).id == job.id and manager.copies(job.model_id) == []
     st.set_mirrored(bench.store, "wandb-offline:mirror", job.id, "wandb/offline-run-1", {"state": "sent"})
     assert manager.copies(job.model_id) == ["offline run in mirror: wandb/offline-run-1"]
+    made_by = manager.setting_changes(job.model_id)
+    assert made_by.since is None and [(one.name, one.before, one.after) for one in made_by.changes] == [("rate", 0.5, 0.4)]
+    again = bench.run("prune", job.model_id, rate=0.3, method="structured", score="l2", compensate=False)
+    made_by = manager.setting_changes(again.model_id)
+    assert made_by.since.id == job.model_id
+    assert {one.name: (one.before, one.after) for one in made_by.changes}["rate"] == (0.4, 0.3)
+    card = manager.card(again.model_id)
+    assert [step["id"] for step in card["chain"]] == [tiny.id, job.model_id, again.model_id]
+    assert (
+        card["settings"]["since"] == job.model_id and card["widths"] and card["job"]["log"] and "cores" in card["job"]["machine"]
+    )
+    assert card["figures"]["parameters"]["against_baseline"] < card["figures"]["parameters"]["against_parent"] < 0
+    assert manager.card(job.model_id)["mirrored"] == ["offline run in mirror: wandb/offline-run-1"]
+    assert manager.card(tiny.id)["job"] is None and manager.card(tiny.id)["widths"] == []
     manager.store.close()
     bench.store.close()

@@ -103,6 +103,24 @@ def test_the_verbs_on_a_terminal(told, line, tmp_path):
     assert told("verify") == []
 
 
+def test_a_card_on_a_terminal(told, line, settings, capsys):
+    card = told("show", line[2])
+    assert [step["id"] for step in card["chain"]] == line and card["job"]["operation"] == "prune" and card["widths"]
+    assert told("show", "m_ffffffffffff", code=2)["code"] == "unknown_model"
+    told("annotate", line[2], "--tag", "small")
+    terminal.main(["--store", str(settings.home), "--device", "cpu", "show", line[2]])
+    said = capsys.readouterr().out
+    for words in (
+        "How it came about",
+        "Parameters",
+        "against parent",
+        "tags: small",
+        "Widths that are not the parent's",
+        "Made by prune",
+    ):
+        assert words in said, words
+
+
 def test_reproduce_on_a_terminal(told, line):
     """A real worker: the job runs in its own process, on its own number of threads."""
     found = told("reproduce", line[2])

@@ -91,6 +91,8 @@ def test_names_groups_and_tags(mirrored_branch):
     for operation, run in runs.items():
         assert run.group == done["import"].model_id
         assert run.tags == [operation]
+        subject = done[operation].model_id or done[operation].parent_model_id
+        assert f"core jobs {done[operation].id}`" in run.notes and f"core show {subject}`" in run.notes, "the way back"
 
 
 def test_config_holds_the_full_spec_and_all_ids(mirrored_branch):

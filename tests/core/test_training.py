@@ -146,6 +146,25 @@ def test_a_checkpoint_becomes_a_model_beside_the_training(bench, service):
     assert bench.perform(bench.claim()).state == "done"
 
 
+def test_a_training_up_to_a_step_ends_there_and_gives_the_model_of_that_step(bench, service):
+    parent = bench.add()
+    job = service.retrain_to(parent.id, FIELDS, 3, name="begun")
+    assert job.pause_step == 3 and bench.perform(bench.claim()).state == "paused"
+    with pytest.raises(CoreError, match="queued"):
+        service.end_at_pause(service.retrain_to(parent.id, FIELDS, 2).id, timeout_s=0.01)
+    ended = service.end_at_pause(job.id)
+    assert ended.state == "cancelled" and [c.step for c in service.checkpoints(job.id)][:1] == [3]
+    bench.perform(bench.claim())  # the second one, to its pause
+    first = service.branch(job.id, 3)
+    assert bench.perform(bench.claim()).id == first.id
+    whole = service.retrain_to(parent.id, FIELDS, 8)
+    assert whole.pause_step is None and bench.perform(bench.claim()).state == "done"
+    assert service.end_at_pause(whole.id).model_id is not None, "its last step is its end"
+    with pytest.raises(CoreError, match="8 steps") as caught:
+        service.retrain_to(parent.id, FIELDS, 9)
+    assert caught.value.legal == "0 to 8"
+
+
 def test_what_cannot_be_branched_is_told(bench, service):
     job = bench.submit("retrain", bench.add().id, **FIELDS)
     with pytest.raises(CoreError, match="no checkpoint yet"):

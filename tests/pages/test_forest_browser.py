@@ -1,4 +1,4 @@
-"""Hundreds of models in a real browser: painted, a click on one answered, a search in the URL. Seconds are `benchmarks.forest`'s."""
+"""Ten thousand models in a real browser: painted, hovered, clicked, searched, focused. Seconds are `benchmarks.forest`'s."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ PAINTED = """() => [...document.querySelectorAll('canvas')].some(c => c.width > 
     new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer).filter((_, n) => n % 7 == 0))
         .size > 3)"""
 """True once a large canvas shows more than a few colours; a look at each seventh pixel."""
+DONE = "[data-test-script-state='notRunning']"
 CLICKED = "was => location.href != was && location.href.includes('model=m_')"
 
 
@@ -37,35 +38,55 @@ def pixel(drawing: Drawing, ref: str, width: float) -> tuple[float, float]:
     )
 
 
-def click_model(page, forest: Forest, chosen: str, ref: str) -> None:
-    """A click on a model of the whole forest, of which `chosen` is the ringed one."""
+def where(page, forest: Forest, chosen: str, ref: str) -> tuple[float, float]:
+    """Where a model of the whole forest, of which `chosen` is the ringed one, stands in the window."""
     drawing = draw(forest, forest.models, chosen=chosen)
     canvas = page.locator("canvas").first
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     x, y = pixel(drawing, ref, box["width"])
-    page.mouse.click(box["x"] + x, box["y"] + y)  # the chart lies in layers, any of which may be on top
+    return box["x"] + x, box["y"] + y
 
 
-def test_hundreds_of_models_are_painted_clicked_and_searched(settings, page):
+def click_model(page, forest: Forest, chosen: str, ref: str) -> None:
+    """A click on a model of the whole forest."""
+    page.mouse.click(*where(page, forest, chosen, ref))  # the chart lies in layers, any of which may be on top
+
+
+def hover_model(page, forest: Forest, chosen: str, ref: str) -> None:
+    """The pointer over a model of the whole forest, after a short way there."""
+    x, y = where(page, forest, chosen, ref)
+    page.mouse.move(x - 30, y - 3)
+    page.mouse.move(x, y, steps=4)
+
+
+def test_ten_thousand_models_are_painted_hovered_clicked_searched_and_coloured(settings, page):
     manager = ModelManager(settings=settings)
-    fill(manager.store, 400)
+    fill(manager.store, 10_000)
     server = Server(settings)
     try:
-        page.goto(f"{server.url}/Lineage?view=forest&search=psnr_db+%3E+25")
+        page.goto(f"{server.url}/Lineage?view=forest&search=psnr_db+%3E+25&colour=psnr_db&size=decode_ms")
         page.wait_for_function(PAINTED, polling=50)
-        page.get_by_text("400 of 400 models are drawn").wait_for()
+        page.get_by_text("10000 of 10000 models are drawn").wait_for()
         page.get_by_text("models fit the search; the others are pale").wait_for()
         page.goto(f"{server.url}/Lineage?view=forest")
         page.wait_for_function(PAINTED, polling=50)
-        page.locator("[data-test-script-state='notRunning']").wait_for()
+        page.locator(DONE).wait_for()
         forest, current = manager.forest(), manager.current()
-        wanted = next(leaf.id for leaf in forest.models if leaf.kind == "baseline")
+        wanted = next(leaf for leaf in forest.models if leaf.kind == "baseline")
+        hover_model(page, forest, current.id, wanted.id)
+        page.get_by_text(wanted.name, exact=True).wait_for()
         before = page.url
-        click_model(page, forest, current.id, wanted)
+        click_model(page, forest, current.id, wanted.id)
         page.wait_for_function(CLICKED, arg=before)
-        assert page.url.split("model=")[1].split("&")[0] == wanted
-        page.get_by_role("heading", name=manager.get_model(wanted).name).wait_for()
+        assert page.url.split("model=")[1].split("&")[0] == wanted.id
+        page.get_by_role("heading", name=wanted.name).wait_for()
+        page.locator(DONE).wait_for()
+        page.get_by_text("focus", exact=True).click()
+        page.get_by_text("300 of 10000 models are drawn").wait_for()
+        page.get_by_text("more descendants do not fit").wait_for()
+        page.wait_for_function(PAINTED, polling=50)
+        assert "view=forest" not in page.url and wanted.id in page.url
     finally:
         server.stop()
         manager.store.close()

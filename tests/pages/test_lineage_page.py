@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import store as st
 from tests.pages.driving import drive
 from tests.pages.test_pages import LOOK, family
 
@@ -55,6 +56,8 @@ next(t for t in app.text_input if t.label == "Add a tag").set_value("small"); ru
 next(t for t in app.text_area if t.label == "Note").set_value("seen"); run()
 next(t for t in app.text_input if t.label == "Point an alias here").set_value("best"); run()
 next(t for t in app.text_input if t.label == "Name").set_value("renamed"); run()
+assert not any(b.key == "verify" for b in app.button), "what is closed is not made"
+app.session_state["card-verify"] = True; run()
 press("verify")
 assert any("as it was stored" in s.value for s in app.success), captions()
 press("reproduce")
@@ -66,6 +69,7 @@ CLEAN = (
     START
     + """
 assert any(e.label == "Deleted models (1)" for e in app.expander), [e.label for e in app.expander]
+app.session_state["card-deleted"] = True; run()
 press("restore-" + sys.argv[1].split("/")[-1])
 assert any(e.label == "Deleted models (0)" for e in app.expander)
 print("DONE")
@@ -75,8 +79,29 @@ print("DONE")
 GONE = (
     START
     + """
+app.session_state["card-deleted"] = True; run()
 press("clean-up")
 assert "Cleaned: 1 models; before" in captions(), captions()
+print("DONE")
+"""
+)
+
+
+CARD = (
+    START
+    + """
+for key in ("figures", "changes", "pictures", "log", "copies"):
+    app.session_state["card-" + key] = True
+run()
+tables = [frame.value for frame in app.dataframe]
+figures = next(t for t in tables if "against baseline" in t)
+assert {"Parameters", "Encode MACs", "File", "PSNR", "MSE (8-bit)", "Decode", "Decoded images a second"} <= set(figures["figure"]), figures
+widths = next(t for t in tables if "kept" in t)
+assert all(widths["this"] < widths["parent"])
+said = captions()
+assert "of memory at most" in said and "Originals above" in said and "offline run in mirror" in said, said
+assert any("pruned" in code.value or "prune" in code.value for code in app.code)
+assert len(app.get("imgs")) >= 8, len(app.get("imgs"))
 print("DONE")
 """
 )
@@ -103,6 +128,13 @@ def test_a_deletion_is_undone_and_made_final_on_the_page(settings, manager, fami
     manager.delete(family[1])
     assert "DONE" in drive(settings, "x", script=GONE)
     assert manager.deleted_models() == [] and manager.verify() == []
+
+
+def test_a_card_has_all_figures_and_what_changed(settings, manager, family):
+    st.set_mirrored(
+        manager.store, "wandb-offline:mirror", manager.making_job(family[1]).id, "wandb/offline-run-1", {"state": "sent"}
+    )
+    assert "DONE" in drive(settings, "x", f"model={family[1]}", script=CARD)
 
 
 @pytest.mark.parametrize("query", ["colour=psnr_db", "view=forest", "search=kind = pruned", "size=nonsense"])

@@ -376,6 +376,14 @@ def test_a_step_to_pause_at_stands_until_it_is_reached_or_something_else_is_aske
     assert jobs.resume(store, job).pause_step is None
 
 
+def test_a_job_may_be_queued_with_the_step_to_pause_at(store: Store) -> None:
+    """From its first moment on: a worker that claims it at once knows."""
+    job = jobs.submit(store, "retrain", {}, device="cpu", pause_step=3)
+    assert job.pause_step == 3 and jobs.submit(store, "retrain", {}, device="cpu").pause_step is None
+    claimed = jobs.claim(store, "cpu", "w")
+    assert claimed is not None and claimed.id == job.id and jobs.read_request(store, job) == ("run", 3)
+
+
 def test_a_done_job_cannot_run_on(store: Store) -> None:
     job = running_job(store)
     jobs.complete(store, job)
