@@ -40,8 +40,8 @@ def changed(spec: Wanted, **values: Any) -> Wanted:
     return checked(type(spec), {**spec.model_dump(), **values})
 
 
-def weights_path(store: Store, row: ModelRow) -> Path:
-    """A model's weights file; raises CoreError where it was cleaned away."""
+def weights_path(store: Store, row: ModelRow, *, whole: bool = False) -> Path:
+    """A model's weights file; raises CoreError where it was cleaned away, and with `whole` StoreError where its bytes were altered."""
     if row.blob_digest is None or not store.blobs.exists(row.blob_digest):
         raise CoreError(
             f"The weights of {row.name} are not in the store any more.",
@@ -49,7 +49,7 @@ def weights_path(store: Store, row: ModelRow) -> Path:
             given=row.id,
             next="Its figures and pictures still stand; `reproduce` makes such a model again from its ancestors.",
         )
-    return store.blobs.path(row.blob_digest)
+    return store.blobs.whole(row.blob_digest) if whole else store.blobs.path(row.blob_digest)
 
 
 def _legal(kind: type[Spec], place: tuple[Any, ...]) -> Any:

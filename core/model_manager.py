@@ -173,7 +173,7 @@ class ModelManager(
 
     def weights(self, ref: Ref) -> bytes:
         """The bytes of a model's safetensors file."""
-        return weights_path(self.store, self.get_model(ref)).read_bytes()
+        return weights_path(self.store, self.get_model(ref), whole=True).read_bytes()
 
     def verify(self, ref: Ref | None = None) -> list[st.Problem]:
         """Re-derives ids and file digests; what does not fit."""

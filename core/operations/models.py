@@ -29,7 +29,7 @@ class Loaded:
 def load(store: Store, ref: str, device: str = "cpu") -> Loaded:
     """Reads a model's weights; raises StoreError for an unknown or cleaned-away one, and for a file that was changed on disk."""
     row = get_model(store, ref)
-    loaded = load_model(weights_path(store, row), device=device)
+    loaded = load_model(weights_path(store, row, whole=True), device=device)
     return Loaded(row, loaded.model, loaded.masks)
 
 
