@@ -71,11 +71,6 @@ class Housekeeping:
         """Models that can still be restored, the last deleted first."""
         return st.deleted_models(self.store)
 
-    def num_deleted(self) -> int:
-        """How many `deleted_models` has."""
-        ((count,),) = self.store.rows("SELECT count(*) FROM model WHERE deleted IS NOT NULL AND blob_digest IS NOT NULL")
-        return int(count)
-
     def restore(self, ref: str) -> tuple[str, ...]:
         """Undoes a deletion: the model and what was deleted with it. The ids that are back."""
         return st.restore(self.store, ref)

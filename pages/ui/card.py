@@ -21,7 +21,10 @@ from store import JobRow, ModelRow
 
 
 def lazy(title: str, icon: str, key: str, show: Callable[[], None]) -> None:
-    """An expander that is filled once it is open: what nobody looks at is neither read nor sent."""
+    """An expander that is filled once it is open: what nobody looks at is neither read nor sent.
+
+    The title must not change with what is inside: Streamlit would take it for another one, and close it.
+    """
     with st.expander(title, icon=icon, on_change="rerun", key=key) as part:
         if part.open:
             show()
@@ -43,7 +46,7 @@ def story(manager: ModelManager, row: ModelRow) -> None:
         lazy("Job log", ":material/article:", "card-log", partial(_log, manager, job))
     copies = manager.copies(row.id)
     if copies:
-        lazy(f"Mirrored: {len(copies)} runs", ":material/cloud_done:", "card-copies", partial(_copies, copies))
+        lazy("Mirrored runs", ":material/cloud_done:", "card-copies", partial(_copies, copies))
 
 
 def _copies(copies: list[str]) -> None:
@@ -204,13 +207,13 @@ def delete_popover(manager: ModelManager, row: ModelRow) -> None:
 
 def housekeeping(manager: ModelManager) -> None:
     """Deleted models and their restoring, the clean-up, verification, and archives from elsewhere."""
-    count = manager.num_deleted()
-    lazy(f"Deleted models ({count})", ":material/restore_from_trash:", "card-deleted", partial(_deleted, manager))
+    lazy("Deleted models, clean-up", ":material/restore_from_trash:", "card-deleted", partial(_deleted, manager))
     lazy("Verify, import", ":material/verified:", "card-verify", partial(_verify_import, manager))
 
 
 def _deleted(manager: ModelManager) -> None:
     gone = manager.deleted_models()
+    st.caption(f"{len(gone)} can be restored." if gone else "None is left that could be restored.")
     for row in gone[:50]:
         left, right = st.columns([4, 1], vertical_alignment="center")
         left.caption(f"{row.name} · {row.id} · deleted {str(row.deleted)[:19].replace('T', ' ')} UTC")
