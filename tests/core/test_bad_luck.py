@@ -12,7 +12,8 @@ from core.settings import Settings
 from core.terminal import app as terminal
 from store import StoreError
 from tests.many_models import fill
-from tests.pages.test_pages import DRIVE, drive
+from tests.pages.driving import drive
+from tests.pages.test_pages import LOOK
 
 
 def test_weights_altered_by_one_bit_are_given_to_nobody(bench, tmp_path):
@@ -59,6 +60,6 @@ def test_a_store_cut_short_is_one_line_on_a_terminal_and_one_box_on_a_page(tmp_p
         terminal.main(["--store", str(home), "lineage"])
     said = capsys.readouterr().err.strip()
     assert end.value.code == 2 and "Traceback" not in said and "not a readable database" in said, said
-    said = drive(Settings(home=home, data_dir=data_dir), "pages/5_Lineage.py", script=DRIVE)
+    said = drive(Settings(home=home, data_dir=data_dir), "pages/5_Lineage.py", steps=LOOK)
     assert said.count("not a readable database") == 1 and "BUTTONS []" in said, said
     assert file.read_bytes() == before
