@@ -37,6 +37,7 @@ from dcaecore import PinnedImages, ReconstructionLoss, load_model, perceptual_sc
 from dcaecore.images import foreground, to_square
 from dcaecore.metrics import score_images, score_psnr
 from dcaecore.pinned import to_tensor, to_uint8
+from pages.ui.picture_grid import MOST_PICTURES, MOST_ROWS
 from store import NewImage, NewScores, Store
 from store.scores import image_scores, put_new_scores, stored_images
 from tests.conftest import stop_workers
@@ -192,7 +193,8 @@ def browser_rows(visits: int, size: int, num_models: int, num_images: int, many:
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(45_000)
         compare, listed, blank = (server.url for server in servers)
-        drawn = min(8, num_images) * (1 + num_models)  # rows shown at first, and the originals
+        # The rows shown at first, each with the original, and the closer look.
+        drawn = max(3, min(MOST_ROWS, MOST_PICTURES // (1 + num_models))) * (1 + num_models) + 1
         ways: dict[str, Callable[[], None]] = {
             "blank": lambda: _open(page, blank, BLANK),
             "compare": lambda: _open(page, f"{compare}/Compare?models={','.join(refs)}", DRAWN, drawn),

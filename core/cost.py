@@ -12,7 +12,6 @@ from typing import Any
 from core.compare import METRICS, Comparison, run_title
 
 PARTS = {"decode": "Decode", "encode": "Encode", "both": "Encode and decode"}
-STORED_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PLAIN = (
     "encode_images_per_s", "decode_images_per_s", "both_images_per_s", "energy_j_per_image", "power_w", "peak_memory_bytes",
     "reserved_memory_bytes", "peak_resident_bytes",
@@ -20,6 +19,7 @@ _PLAIN = (
 
 
 NOT_MEASURED = "not measured: "
+BYTES_TITLE = "Parameters, in 32 / 16 bits"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def cost_lines(comparison: Comparison) -> list[CostLine]:
     lines.append(CostLine(METRICS["start_ms"].title, {ref: _start(comparison, ref) for ref in refs}))
     lines.append(CostLine("Weights in memory", {ref: _in_memory(comparison, ref) for ref in refs}))
     lines.append(CostLine("File", {ref: METRICS["weight_bytes"].text(_value(comparison, ref, "weight_bytes")) for ref in refs}))
-    lines.append(CostLine("Parameters' bytes", {ref: _bytes(_value(comparison, ref, "parameters")) for ref in refs}))
+    lines.append(CostLine(BYTES_TITLE, {ref: _bytes(_value(comparison, ref, "parameters")) for ref in refs}))
     return [line for line in lines if set(line.cells.values()) != {"–"}]
 
 
@@ -71,10 +71,10 @@ def under(comparison: Comparison, keys: Iterable[str]) -> str:
     sources, told = {METRICS[key].source for key in keys}, []
     if "scores" in sources and comparison.protocol:
         p = comparison.protocol
-        told.append(f"quality of {p['num_images']} images of {p['source']}, {p['image_size']} px, {p['dtype']}")
+        told.append(f"Quality: {p['num_images']} images of {p['source']}, {p['image_size']} px, {p['dtype']}.")
     if "cost" in sources and comparison.measurement:
-        told.append(f"costs of one benchmark run on {run_title(comparison.measurement)}")
-    return " and ".join(told)
+        told.append(f"Costs: one benchmark run on {run_title(comparison.measurement)}.")
+    return " ".join(told)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _tail(comparison: Comparison, ref: str, part: str) -> str:
 def _start(comparison: Comparison, ref: str) -> str:
     text = _plain(comparison, ref, "start_ms")
     load, first = (_value(comparison, ref, key) for key in ("load_ms", "first_run_ms"))
-    return text if load is None or first is None else f"{text} ({load:,.0f} to load, {first:,.0f} for the first image)"
+    return text if load is None or first is None else f"{text} (load {load:,.0f}, first run {first:,.0f})"
 
 
 def _in_memory(comparison: Comparison, ref: str) -> str:
@@ -152,4 +152,4 @@ def _in_memory(comparison: Comparison, ref: str) -> str:
 def _bytes(parameters: float | None) -> str:
     if parameters is None:
         return "–"
-    return ", ".join(f"{name} {parameters * size / 1e6:,.2f} MB" for name, size in STORED_BYTES.items())
+    return f"{parameters * 4 / 1e6:,.2f} / {parameters * 2 / 1e6:,.2f} MB"

@@ -96,7 +96,7 @@ def _figures(found: Findings) -> list[Block]:
     notes = [Text(note, warning=True) for note in comparison.notes]
     return [
         Heading("Figures"),
-        Text(f"Beside each value its change against the model's own baseline.{f' Of {told}.' if told else ''}"),
+        Text(f"Beside each value its change against the model's own baseline. {told}"),
         Table(header, tuple(rows), tones),
         *notes,
     ]
@@ -159,7 +159,7 @@ def _front(found: Findings) -> list[Block]:
     x, y = ({m.id: float(found.comparison.figures[m.id][key].value or 0) * METRICS[key].scale for m in drawn} for key in AXES)
     points = tuple(Point(names[m.id], x[m.id], y[m.id], m.id in front.best) for m in drawn)
     titles = [f"{METRICS[key].title} ({METRICS[key].unit})" for key in AXES]
-    said = f"On the Pareto front: {', '.join(names[ref] for ref in front.best)}. Of {under(found.comparison, AXES)}."
+    said = f"On the Pareto front: {', '.join(names[ref] for ref in front.best)}. {under(found.comparison, AXES)}"
     if front.left_out:
         said += f" Left out, as a figure is missing: {', '.join(names[ref] for ref in front.left_out)}."
     return [Heading("Quality against cost"), Chart(titles[0], titles[1], points), Text(said)]

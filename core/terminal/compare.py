@@ -132,7 +132,7 @@ def _show_front(comparison: Comparison, front: Front, axes: Sequence[str]) -> No
         return
     titles = " and ".join(METRICS[key].title for key in axes)
     text = f"Pareto front over {titles}: {_names(comparison, front.best)}."
-    text += f" Of {told}." if (told := under(comparison, axes)) else ""
+    text += f" {told}" if (told := under(comparison, axes)) else ""
     if front.left_out:
         text += f" Left out, as a figure is missing: {_names(comparison, front.left_out)}."
     output.console.print(text, markup=False, highlight=False)
@@ -147,7 +147,7 @@ def _show_ranking(comparison: Comparison, found: Ranking) -> None:
     output.console.print(table)
     told = under(comparison, keys)
     if told:
-        output.console.print(f"Of {told}.", markup=False, highlight=False)
+        output.console.print(told, markup=False, highlight=False)
     for ref, lacking in found.left_out.items():
         missing = ", ".join(METRICS[key].title for key in lacking)
         output.console.print(f"Not ranked: {names[ref]} has no {missing} here.", style="yellow", markup=False)

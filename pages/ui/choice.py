@@ -112,7 +112,7 @@ def front_section(manager: ModelManager, comparison: Comparison) -> None:
 
 def _under(comparison: Comparison, keys: Sequence[str]) -> str:
     told = under(comparison, keys)
-    return f"Of {told}; nothing else is drawn or ranked beside it." if told else ""
+    return f"{told} Nothing else is drawn or ranked beside it." if told else ""
 
 
 def ranking_section(manager: ModelManager, comparison: Comparison) -> None:

@@ -66,7 +66,7 @@ def cost_section(manager: ModelManager, comparison: Comparison) -> None:
 
 def _sweep(comparison: Comparison) -> None:
     """Images a second against batch or image size, a line a model."""
-    places = st.columns([2, 2, 3])
+    places = st.columns([3, 2, 2])
     part = places[0].segmented_control(
         "Of", list(PARTS), default="decode", required=True, format_func=PARTS.__getitem__, key="sweep-part"
     )

@@ -16,8 +16,8 @@ from core.views import png_difference
 from pages.ui.boot import guarded
 
 ORIGINAL = "original"
-MOST_ROWS = 8
-"""Rows shown at first: 64 images of eight models would be 576 pictures."""
+MOST_ROWS, MOST_PICTURES = 8, 36
+"""Shown at first, three rows at least: 64 images of eight models would be 576 pictures, each a request of its own."""
 
 
 def images_section(manager: ModelManager, comparison: Comparison) -> None:
@@ -31,10 +31,11 @@ def images_section(manager: ModelManager, comparison: Comparison) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         errors = st.toggle("Error maps", help="Absolute difference from the original, times four.")
-        every = len(lines) > MOST_ROWS and st.toggle(f"All {len(lines)} images")
+        rows = max(3, min(MOST_ROWS, MOST_PICTURES // (1 + len(names))))
+        every = len(lines) > rows and st.toggle(f"All {len(lines)} images")
     if any(line.regression_db is not None for line in lines):
         st.caption(f"Sorted by the most that any model loses against {names[reference]}; PSNR of each image below it.")
-    for line in lines if every else lines[:MOST_ROWS]:
+    for line in lines if every else lines[:rows]:
         places = st.columns(max(4, 1 + len(names)))  # two alone would fill a screen each
         original = manager.store.blobs.read(line.original)
         places[0].image(original, caption=ORIGINAL, width="stretch", output_format="PNG")

@@ -9,7 +9,7 @@ import torch
 
 import store as st
 from core.compare import compare
-from core.cost import conditions_text, cost_lines, sweep_points, sweep_rows
+from core.cost import BYTES_TITLE, conditions_text, cost_lines, sweep_points, sweep_rows
 from core.errors import CoreError
 from core.operations import benchmark, clock, energy, startup, sweep
 from dcaecore import ConfigError
@@ -252,7 +252,11 @@ def test_the_table_of_costs_has_each_tail_and_each_reason(bench, rows):
     assert f"p99 {value:,.2f})" in lines["Decode"] and "p95" in lines["Encode and decode"]
     assert lines["Energy an image"].startswith("not measured: only NVIDIA GPUs")
     assert lines["Start-up"].startswith("not measured: no start was asked for")
-    assert "float32" in lines["Weights in memory"] and "bfloat16 " in lines["Parameters' bytes"]
+    assert (
+        "float32" in lines["Weights in memory"]
+        and lines[BYTES_TITLE]
+        == f"{rows_parameters(bench, rows[0]) * 4e-6:.2f} / {rows_parameters(bench, rows[0]) * 2e-6:.2f} MB"
+    )
     text = conditions_text(comparison.measurement)
     for said in ("CPU", "thread", "float32", "32 px", "batch 1", torch.__version__, "1 untimed and 3 timed repeats", "in turn"):
         assert said in text
