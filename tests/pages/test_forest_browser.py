@@ -75,14 +75,14 @@ def test_ten_thousand_models_are_painted_hovered_clicked_searched_and_coloured(s
         forest, current = manager.forest(), manager.current()
         wanted = next(leaf for leaf in forest.models if leaf.kind == "baseline")
         hover_model(page, forest, current.id, wanted.id)
-        page.get_by_text(wanted.name, exact=True).wait_for()
+        page.get_by_text(wanted.name, exact=True).first.wait_for()
         before = page.url
         click_model(page, forest, current.id, wanted.id)
         page.wait_for_function(CLICKED, arg=before)
         assert page.url.split("model=")[1].split("&")[0] == wanted.id
         page.get_by_role("heading", name=wanted.name).wait_for()
         page.locator(DONE).wait_for()
-        page.get_by_text("focus", exact=True).click()
+        page.get_by_text("focus", exact=True).first.click()
         page.get_by_text("300 of 10000 models are drawn").wait_for()
         page.get_by_text("more descendants do not fit").wait_for()
         page.wait_for_function(PAINTED, polling=50)

@@ -101,7 +101,7 @@ assert all(widths["this"] < widths["parent"])
 said = captions()
 assert "of memory at most" in said and "Originals above" in said and "offline run in mirror" in said, said
 assert any("pruned" in code.value or "prune" in code.value for code in app.code)
-assert len(app.get("imgs")) >= 8, len(app.get("imgs"))
+assert len(app.image) >= 8, len(app.image)
 print("DONE")
 """
 )
