@@ -11,8 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from core.compare import compare
-from core.mirror import extras, views
+from core.mirror import extras
 from core.mirror.runs import jobs_of
+from core.model_manager import ModelManager
 from core.operations.context import log_line
 from store import get_model
 
@@ -65,9 +66,11 @@ def test_the_log_keeps_warnings_and_milestones(bench, pruned):
     assert told[-1] == "step 8 is slow" and not any("step 7" in message for message in told)
 
 
-def test_the_report_and_the_view_are_built_without_a_server(bench, pruned, tmp_path):
+def test_the_report_and_the_view_are_built_without_a_server(bench, pruned):
     baseline, model, _ = pruned
-    made = views.show_models(bench.store, [baseline.id, model.id], "offline", tmp_path / "mirror")
+    service = ModelManager(settings=bench.settings.model_copy(update={"mirror": "offline"}))
+    made = service.mirror_views([baseline.id, model.id])
+    service.store.close()
     assert made.urls == {} and "Not saved" in made.message
     report, view = (json.loads(Path(made.files[kind]).read_text()) for kind in ("report", "workspace"))
     jobs = sorted(jobs_of(bench.store, [baseline.id, model.id]))

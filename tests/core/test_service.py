@@ -164,8 +164,8 @@ def test_mistakes_are_told_before_anything_starts(manager, tiny, settings, tmp_p
         (lambda: manager.prune_model(tiny.id, {"rate": float("nan")}), "finite"),
         (lambda: manager.prune_model(tiny.id, {"speed": 1}), "Extra inputs"),
         (lambda: manager.prune_model(tiny.id, {"site_rates": {"middle": 0.5}}), "no site"),
-        (lambda: manager.retrain_model(tiny.id, {"image_size": 33}), "Try 32"),
-        (lambda: manager.evaluate_model(tiny.id, {"image_size": 33}), "Try 32"),
+        (lambda: manager.retrain_model(tiny.id, {"image_size": 33}), "33 x 33 px do not divide"),
+        (lambda: manager.evaluate_model(tiny.id, {"image_size": 33}), "33 x 33 px do not divide"),
         (lambda: manager.prune_model(tiny.id, device="cuda:9"), "no device"),
         (lambda: manager.compress(tiny.id, "gigantic"), "no preset"),
         (lambda: manager.retrain_model(tiny.id, {"perceptual_weight": 1.0}), "perceptual loss is off"),
@@ -176,6 +176,7 @@ def test_mistakes_are_told_before_anything_starts(manager, tiny, settings, tmp_p
         with pytest.raises(Exception, match=message) as caught:
             call()
         assert hasattr(caught.value, "legal")
+        assert "33 x 33" not in message or "Try 32" in caught.value.next
     assert len(manager.jobs()) == before + 1  # the import that failed
     failed = manager.retrain_model(tiny.id, {**SHORT, "data": {"kind": "parquet", "location": str(tmp_path / "no.parquet")}})
     with pytest.raises(CoreError, match="No parquet file"):

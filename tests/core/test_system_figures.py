@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core import system_figures
+from core.model_manager import ModelManager
 from core.operations.context import Context
 from core.system_figures import SAMPLE_SECONDS, SystemFigures
 from store import metrics
@@ -41,6 +42,8 @@ def test_a_job_without_steps_counts_its_samples_and_a_training_has_them_at_its_s
         num_save_images=0,
     )  # fmt: skip
     assert OWN <= set(metrics.keys(bench.store, trained.id))
-    assert metrics.series(bench.store, trained.id, min(OWN))[0][0] == 1 and metrics.series(bench.store, trained.id, "loss")[
-        0
-    ] == [1, 2, 3]
+    steps, losses_at = (metrics.series(bench.store, trained.id, key)[0] for key in (min(OWN), "loss"))
+    assert steps[0] == 1 and list(losses_at) == [1, 2, 3]
+    service = ModelManager(settings=bench.settings)
+    assert "of memory at most" in service.machine_used(trained.id) and "core" in service.machine_used(trained.id)
+    service.store.close()
