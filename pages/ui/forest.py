@@ -67,11 +67,26 @@ def draw(
         drawing, place, largest = _drawn(forest, models, colour, size, fits)
     if chosen not in place:
         return drawing
-    ring = {"type": "scatter", "data": [place[chosen]], "symbol": "circle", "symbolSize": largest + 10, "silent": True,
+    ring = {"type": "scatter", "data": [place[chosen]], "symbol": "circle", "silent": True,
+            "symbolSize": largest + 10 if len(models) > FEW else _own_symbol(forest, models, chosen, size, largest) + 8,
             "z": 3, "animation": False, "itemStyle": {"color": "transparent", "borderColor": RING, "borderWidth": 3},
             "tooltip": {"show": False}}  # fmt: skip
     options = {**drawing.options, "series": [*drawing.options["series"], ring]}
     return Drawing(options, drawing.height, drawing.series)
+
+
+def _own_symbol(forest: Forest, models: Sequence[Leaf], chosen: str, size: str, largest: float) -> float:
+    """Pixels of one model's symbol: a ring around it that were as large as the largest would lie on its label."""
+    smallest = _smallest(largest)
+    bounds, value = forest.range_of(size, (leaf.id for leaf in models)), forest.figures[chosen].get(size)
+    if bounds is None or value is None:
+        return smallest
+    low, high = bounds
+    return smallest + (largest - smallest) * ((value - low) / (high - low) if high > low else 0.5)
+
+
+def _smallest(largest: float) -> float:
+    return max(3.0, largest * 0.4)
 
 
 Place = Mapping[str, tuple[int, int]]
@@ -207,7 +222,7 @@ def _symbols(pixels_a_row: float, count: int) -> tuple[float, float]:
     if count > LARGE:
         return 2.0, 3.9
     largest = symbol_room(pixels_a_row, count)
-    return max(3.0, largest * 0.4), largest
+    return _smallest(largest), largest
 
 
 def _groups(
@@ -250,7 +265,7 @@ def _nodes(
         ]
     return {
         "type": "scatter", "name": title, "selectedMode": "single", "data": data, "color": paint, "z": 2, "animation": False,
-        "itemStyle": {"opacity": 0.25 if faint else 1.0}, "label": {"position": "top", "fontSize": 11, "distance": 4},
+        "itemStyle": {"opacity": 0.25 if faint else 1.0}, "label": {"position": "top", "fontSize": 11, "distance": 6},
         "labelLayout": {"hideOverlap": True}, "symbolSize": 5, **(_named(4) if count > 300 else {}),
     }  # fmt: skip
 
