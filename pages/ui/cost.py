@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
-import plotly.graph_objects as go
 import streamlit as st
 
 from core.compare import Comparison
@@ -82,7 +83,7 @@ def _sweep(comparison: Comparison) -> None:
         unit = "{} px" if along_batches else "batch {}"
         kept = places[2].select_slider("At", others, value=others[0], format_func=unit.format, key="sweep-at")
     shown = [p for p in points if (p.image_size if along_batches else p.batch_size) == kept]
-    st.plotly_chart(_chart(comparison, shown, along_batches), key="sweep-chart")
+    st.echarts_chart(_chart(comparison, shown, along_batches), height=300, key="sweep-chart")
     at = f"{kept} px" if along_batches else f"batch {kept}"
     dtype, device = (comparison.measurement or {}).get("dtype", ""), (comparison.measurement or {}).get("device", "")
     st.caption(f"{PARTS[part or 'decode']} at {at}, {dtype}, {device.replace('cpu', 'CPU')}, medians. More is better.")
@@ -92,18 +93,26 @@ def _sweep(comparison: Comparison) -> None:
             st.caption(f"{names[p.model_id]}, {p.image_size} px, batch {p.batch_size}: not measured, {p.why}.")
 
 
-def _chart(comparison: Comparison, points: list[SweepPoint], along_batches: bool) -> go.Figure:
-    chart = go.Figure()
-    for number, model in enumerate(comparison.models):
-        own = [p for p in points if p.model_id == model.id and p.images_per_s is not None]
-        chart.add_scatter(
-            x=[p.batch_size if along_batches else p.image_size for p in own], y=[p.images_per_s for p in own], name=model.name,
-            mode="lines+markers", line={"color": PALETTE[number % len(PALETTE)]}, hovertemplate="%{x}: %{y:.1f} images a second",
-        )  # fmt: skip
-    ticks = sorted({p.batch_size if along_batches else p.image_size for p in points})
-    chart.update_layout(
-        height=340, margin={"t": 20}, yaxis={"title": "images a second", "rangemode": "tozero"},
-        xaxis={"title": "batch size" if along_batches else "image size (px)", "type": "log", "tickvals": ticks, "ticktext": ticks},
-        showlegend=True, legend={"orientation": "h", "y": -0.25},
-    )  # fmt: skip
-    return chart
+def _chart(comparison: Comparison, points: list[SweepPoint], along_batches: bool) -> dict[str, Any]:
+    """ECharts options: a line a model, with a gap where a size was not measured."""
+    sizes = sorted({p.batch_size if along_batches else p.image_size for p in points})
+    found = {(p.model_id, p.batch_size if along_batches else p.image_size): p.images_per_s for p in points}
+    series = [
+        {
+            "type": "line", "name": name, "animation": False, "symbolSize": 8,
+            "data": [None if (value := found.get((ref, size))) is None else round(value, 2) for size in sizes],
+        }
+        for ref, name in comparison.titles.items()
+    ]  # fmt: skip
+    return {
+        "color": PALETTE,
+        "legend": {"top": 0},
+        "tooltip": {"trigger": "axis"},
+        "grid": {"left": 60, "right": 20, "top": 36, "bottom": 44},
+        "xAxis": {
+            "type": "category", "data": [str(size) for size in sizes], "nameLocation": "middle", "nameGap": 28,
+            "name": "batch size" if along_batches else "image size (px)",
+        },
+        "yAxis": {"type": "value", "name": "images a second", "min": 0},
+        "series": series,
+    }  # fmt: skip
