@@ -91,8 +91,7 @@ def bare_loop(weights: Path, parquet: Path, row_ids: list[str], size: int) -> tu
         y = model(x)
         outputs.append(to_uint8(y))
         for i in range(len(x)):
-            masks = (torch.from_numpy(m[start + i])[None, None] for m in (content, moving))
-            losses.append(float(loss(y[i : i + 1], x[i : i + 1], *masks)[0]))
+            losses.append(float(loss(y[i : i + 1], x[i : i + 1], torch.from_numpy(moving[start + i])[None, None])[0]))
     output = np.concatenate(outputs)
     found = {**score_images(output, pinned), **perceptual_scores(output, targets, content), "loss": np.array(losses)}
     means = {key: float(np.nanmean(values)) for key, values in found.items()}
