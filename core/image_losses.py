@@ -113,6 +113,7 @@ class ImageFates:
         Raises CoreError for an unknown row, StoreError for a word that cannot be one, DataError for data that cannot be opened.
         """
         if not remove:  # a word may be taken off an image that is gone
+            image_tags.checked_tag(tag)
             given = DataSpec.model_validate(data)
             found = open_frames(source_of(given), cache_folder=self.settings.data_folder).row_ids
             unknown = sorted(set(row_ids) - set(found))

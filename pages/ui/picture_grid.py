@@ -16,7 +16,7 @@ from core.views import png_difference
 from pages.ui.boot import guarded
 
 ORIGINAL = "original"
-MOST_ROWS, MOST_PICTURES = 8, 36
+MOST_ROWS, MOST_PICTURES = 8, 27
 """Shown at first, three rows at least: 64 images of eight models would be 576 pictures, each a request of its own."""
 
 

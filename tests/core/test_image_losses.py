@@ -114,10 +114,11 @@ def test_the_terminal_lists_them(bench, service, trained):
     assert shown.exit_code == 0 and "images were drawn" in shown.stdout
 
 
-def test_images_are_tagged_wherever_they_are_listed(bench, service, trained):
+def test_images_are_tagged_wherever_they_are_listed(bench, service, trained, monkeypatch):
     from core.terminal.app import app
     from store import StoreError
 
+    monkeypatch.setenv("OFFSHOOT_DATA_DIR", str(bench.settings.data_folder))
     first, second = (row["row"] for row in service.image_losses(trained.id).rows("row", limit=2))
     verb = ["--store", str(bench.settings.home), "--json", "tag-images", trained.id]
     for word in ("odd", "dark", "odd"):
@@ -131,7 +132,8 @@ def test_images_are_tagged_wherever_they_are_listed(bench, service, trained):
     )
     assert [(row["row"], row["tags"]) for row in json.loads(listed.stdout)["data"]["images"]] == [(first, "dark, odd")]
     assert service.training_tags(trained.spec) == {first: ("dark", "odd"), second: ("dark",)}
-    mixture = {"more_data": [{"location": "mixed"}]}
+    copy = {"kind": "parquet", "location": str(bench.settings.data_folder / "samples" / "mspacman.parquet")}
+    mixture = {"more_data": [copy]}
     service.tag_training(mixture, [f"1:{second}", f"2:{first}"], "odd")
     assert service.training_tags(mixture) == {
         f"1:{first}": ("dark", "odd"), f"1:{second}": ("dark", "odd"), f"2:{first}": ("odd",)

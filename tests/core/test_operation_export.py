@@ -91,6 +91,7 @@ def test_an_exported_graph_is_the_model_on_images_of_its_own(bench, service, sub
         service.save_export(found.job_id, tmp_path / "out")
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("form", ["onnx", "torch_export"])
 def test_one_size_8_bit_images_and_the_snippet(bench, service, subjects, tmp_path, form):
     found = exported(bench, service, subjects["dense"], format=form, processing=True, dynamic=False, batch_size=2)
@@ -98,6 +99,7 @@ def test_one_size_8_bit_images_and_the_snippet(bench, service, subjects, tmp_pat
     assert reconstructed(service, found, tmp_path).size == (32, 32)
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_a_half_alone(bench, service, subjects, part):
     found = exported(bench, service, subjects["dense"], format="onnx", part=part)
@@ -140,6 +142,7 @@ def test_half_precision_weights_read_back(bench, service, subjects):
     assert found.good and full.check["psnr_to_model_db"] == 100.0 and found.bytes < 0.6 * full.bytes
 
 
+@pytest.mark.usefixtures("untraced")
 def test_int8_is_calibrated_smaller_and_says_what_it_costs(bench, service, subjects):
     plain = exported(bench, service, subjects["dense"], format="onnx")
     small = exported(bench, service, subjects["dense"], format="onnx", quantize="int8", calibration_images=4)

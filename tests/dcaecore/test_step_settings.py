@@ -45,6 +45,7 @@ def test_activations_computed_again_give_the_same_bits_and_leave_the_model_as_it
 
 
 # torch's own compiler imports what torch has deprecated.
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_model_trains_to_nearly_the_same_weights_and_resumes_to_the_same_bits(stream, pinned, tmp_path):  # noqa: F811
     settings = replace(QUICK, n_epochs=1, optimizer_name="sgd", momentum=0.9)
