@@ -43,10 +43,16 @@ _BLOB = re.compile(r"blobs/([0-9a-f]{2})/([0-9a-f]{62})")
 _LOG = re.compile(r"jobs/(j_[0-9a-f]+)/log\.jsonl")
 _ENCRYPTED = 1
 """Bit of a zip entry's flags."""
-_UNREADABLE = (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error)
-"""What `zipfile` raises for damaged bytes, which have no base in common: a directory, header or checksum that is off; an entry that
-ends early; a version that it does not know; a deflate stream that cannot be. A test meets each of them; whatever else is raised is our
-own mistake."""
+_UNREADABLE = (
+    zipfile.BadZipFile,  # a directory, header or checksum that is off
+    EOFError,  # an entry that ends early
+    # zipfile's word for a zip version, a packing or a flag that it does not know: one altered bit of the directory says so, and it is
+    # raised while the directory is read, before any entry could be looked at. Nothing of ours is unfinished.
+    NotImplementedError,
+    zlib.error,  # a deflate stream that cannot be
+)
+"""What `zipfile` raises for damaged bytes; they have no base in common. A test meets each of them; whatever else is raised is our own
+mistake."""
 _WHOLE = "a whole archive as `export-branch` wrote it"
 
 
