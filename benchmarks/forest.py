@@ -1,7 +1,8 @@
 """Seconds until thousands of models are painted in a real browser, beside a blank Streamlit page's, and until a click is answered.
 
-Both servers are warm: each page was opened once before. A visit is a fresh load of the whole page; visits of both alternate. A click
-counts until the model stands in the URL, and until its card is on the page. `OFFSHOOT_CHROMIUM` names the browser.
+Both servers are warm: each page was opened once before. A visit is a fresh load of the whole page; visits of both alternate, each begun
+once the page before has come to its end. A click counts until the model stands in the URL, and until its card is on the page.
+`OFFSHOOT_CHROMIUM` names the browser.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def visit(page: Any, address: str, shown: str | None) -> float:
         page.wait_for_function(PAINTED, polling=50)
     else:
         page.get_by_text(shown).first.wait_for()
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    page.locator(DONE).wait_for()
+    return seconds
 
 
 def click(page: Any, forest: Forest, manager: ModelManager, ref: str) -> tuple[float, float]:
@@ -71,7 +74,6 @@ def measure(home: Path, data: Path, visits: int) -> dict[str, list[float]]:
                 found["blank"].append(visit(page, blank.url, "blank"))
                 found["focus"].append(visit(page, f"{server.url}/Lineage", None))
                 found["forest"].append(visit(page, whole, None))
-            page.locator(DONE).wait_for()
             step = max(1, len(forest.models) // (visits + 1))
             for number in range(visits):
                 in_url, on_card = click(page, forest, manager, forest.models[(number + 1) * step].id)

@@ -163,6 +163,15 @@ def _histogram(path: str, bins: int) -> tuple[list[float], list[int], int]:
     return edges.tolist(), counts.tolist(), pruned + int(len(flat) - len(alive))
 
 
+def blank_like(picture: bytes) -> bytes:
+    """A transparent PNG of a picture's size, for a place where there is none."""
+    with Image.open(io.BytesIO(picture)) as opened:
+        size = opened.size
+    buffer = io.BytesIO()
+    Image.new("LA", size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def png_difference(first: bytes, second: bytes, gain: int = 4) -> bytes:
     """Absolute difference of two PNGs of one size, times `gain`, as PNG."""
     a, b = (np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"), dtype=np.int16) for raw in (first, second))

@@ -8,6 +8,7 @@ import pandas as pd  # noqa: E402
 import streamlit as st  # noqa: E402
 
 from core.compare import MAIN_METRICS  # noqa: E402
+from pages.ui.card import lazy  # noqa: E402
 from pages.ui.choice import front_section, quality_section, ranking_section  # noqa: E402
 from pages.ui.cost import chosen_run, cost_section  # noqa: E402
 from pages.ui.data_runs import on_images, runs_section  # noqa: E402
@@ -100,9 +101,7 @@ with guarded():
     report_section(manager, comparison)
     views_section(manager, picked)
     export_section(manager, comparison.models)
-    st.subheader("Models")
-    for ref in picked:
-        with st.expander(rows[ref].name, on_change="rerun", key=f"spec-{ref}") as box:
-            if box.open:
-                validate_and_save(manager, rows[ref], key=f"compare-{ref}")
-                st.json(rows[ref].spec)
+    st.subheader("One model")
+    ref = st.selectbox("Model", picked, format_func=lambda ref: rows[ref].name, key="compare-model", width=420)
+    validate_and_save(manager, rows[ref], key=f"compare-{ref}")
+    lazy("Its settings", ":material/settings:", "compare-spec", lambda: st.json(rows[ref].spec))

@@ -1,5 +1,7 @@
 """Lineage: the forest of models around the chosen one or as a whole; a click shows how one came about, and where to go from it."""
 
+import time
+
 from pages.ui.boot import boot, guarded
 
 manager = boot("Lineage")
@@ -9,10 +11,12 @@ import streamlit as st  # noqa: E402
 from core.compare import METRICS  # noqa: E402
 from pages.ui.card import again, delete_popover, housekeeping, story, words  # noqa: E402
 from pages.ui.figures import headline, validate_and_save  # noqa: E402
-from pages.ui.forest import OPERATION, Drawing, draw, picks  # noqa: E402
+from pages.ui.forest import LARGE, OPERATION, Drawing, draw, picks  # noqa: E402
 from pages.ui.model_table import EXAMPLE, models_table  # noqa: E402
 
 ROWS = 5000  # of the table: more are found by a search
+HEAD_START = 0.25
+"""Seconds: what a browser gets together it draws together, and the card's sixty elements would hold up thousands of models."""
 
 
 def title_of(key: str) -> str:
@@ -68,6 +72,8 @@ def show_chart() -> None:
 clicked = st.session_state.pop("lineage-clicked", False)
 if not clicked:
     show_chart()
+    if len(around) > LARGE:
+        time.sleep(HEAD_START)
 told = [f"{len(around)} of {len(forest.models)} models are drawn; a click on one shows it below."]
 if beyond:
     told.append(f"{beyond} more descendants do not fit: choose one of those below, or see the forest.")

@@ -12,7 +12,7 @@ from core.model_manager import ModelManager
 from core.quality import reference_of
 from core.seeing import ImageLine, image_lines, reconstruction, split_picture, zoomed
 from core.specs import MOST_RECONSTRUCTING
-from core.views import png_difference
+from core.views import blank_like, png_difference
 from pages.ui.boot import guarded
 
 ORIGINAL = "original"
@@ -35,23 +35,24 @@ def images_section(manager: ModelManager, comparison: Comparison) -> None:
         every = len(lines) > rows and st.toggle(f"All {len(lines)} images")
     if any(line.regression_db is not None for line in lines):
         st.caption(f"Sorted by the most that any model loses against {names[reference]}; PSNR of each image below it.")
-    for line in lines if every else lines[:rows]:
-        places = st.columns(max(4, 1 + len(names)))  # two alone would fill a screen each
-        original = manager.store.blobs.read(line.original)
-        places[0].image(original, caption=ORIGINAL, width="stretch", output_format="PNG")
-        for place, ref in zip(places[1:], names, strict=False):
-            if ref not in line.made:
-                place.caption(f"{names[ref]}: not evaluated on these images")
-                continue
-            made = manager.store.blobs.read(line.made[ref])
-            psnr = f" · {line.psnr_db[ref]:.2f} dB" if ref in line.psnr_db else ""
-            place.image(
-                png_difference(original, made) if errors else made,
-                caption=f"{names[ref]}{psnr}",
-                width="stretch",
-                output_format="PNG",
-            )
+    _columns(manager, lines if every else lines[:rows], names, errors=errors)
     _closer(manager, lines, names)
+
+
+def _columns(manager: ModelManager, lines: list[ImageLine], names: dict[str, str], *, errors: bool) -> None:
+    """The original and each model, one element a column: a browser takes longer over many. Captions are one line, so rows stay level."""
+    originals = [manager.store.blobs.read(line.original) for line in lines]
+    places = st.columns(max(4, 1 + len(names)), vertical_alignment="bottom")  # two alone would fill a screen each
+    places[0].caption(ORIGINAL)
+    places[0].image(originals, [f"image {line.index}" for line in lines], width="stretch", output_format="PNG")
+    for place, (ref, name) in zip(places[1:], names.items(), strict=False):
+        pictures, told = [], []
+        for line, original in zip(lines, originals, strict=True):
+            made = manager.store.blobs.read(line.made[ref]) if ref in line.made else None
+            pictures.append(blank_like(original) if made is None else png_difference(original, made) if errors else made)
+            told.append("not evaluated" if made is None else f"{line.psnr_db[ref]:.2f} dB" if ref in line.psnr_db else " ")
+        place.caption(name)
+        place.image(pictures, told, width="stretch", output_format="PNG")
 
 
 @st.fragment
