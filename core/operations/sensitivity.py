@@ -1,4 +1,7 @@
-"""Sensitivity: what pruning one site (or stage) alone costs in quality, cell by cell; a cell that is done is never done again."""
+"""Sensitivity: what pruning one site (or stage) alone costs in quality, and all of them together, cell by cell.
+
+A cell that is done is never done again.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from core.pruning.calibration import CalibrationImages, statistics
 from core.pruning.compensation import compensate, fold_alone
 from core.pruning.plans import achieved, make_plan, site_rates
 from core.pruning.surgery import cut
-from core.solver.sensitivity import Cell, SensitivityTable
+from core.solver.sensitivity import TOGETHER, Cell, SensitivityTable
 from core.specs import PruneSpec, SensitivitySpec
 from dcaecore import DCAE, PinnedImages, means, pin, score_psnr, sites, to_uint8
 
@@ -54,28 +57,34 @@ def run(spec: SensitivitySpec, context: Context) -> Outcome:
     known = {(cell.knob, cell.rate): cell for cell in _read(context.folder / CELLS_NAME)}
     if known:
         context.log("info", f"{len(known)} cells of an earlier attempt are kept.")
+
+    def measured(knob: str, rate: float, places: Sequence[str]) -> Cell:
+        alone = {name: rate if name in places else 0.0 for name in names}
+        plan = make_plan(model.config, layout, scores, how.model_copy(update={"site_rates": alone}))
+        state = _pruned_state(parent, plan.keep, {} if knob == TOGETHER else grams, images if fitted else None, how)
+        result = cut(state, model.config, layout, plan.keep, exact_norms=how.stream_norms == "exact")
+        candidate = DCAE(model.config, result.layout).to(context.device).eval()
+        candidate.load_state_dict(result.state)
+        # What goes before the decoder is the whole model's where only the decoder was pruned.
+        half = all(sites(model.config)[name].coder == "decoder" for name in places)
+        figures = _figures(candidate.decode, latents, pinned) if half else _figures(candidate, batches, pinned)
+        return Cell(knob, rate, achieved(model.config, layout, plan), figures)
+
+    every = {**knobs, TOGETHER: tuple(names)} if len(knobs) > 1 else knobs
     cells: list[Cell] = []
-    total = len(knobs) * len(spec.rates)
+    total = len(every) * len(spec.rates)
     with (context.folder / CELLS_NAME).open("a") as file:
-        for knob, places in knobs.items():
+        for knob, places in every.items():
             for rate in spec.rates:
                 context.check()
                 context.progress(0.1 + 0.9 * len(cells) / total, f"{knob} at {rate:g} ({len(cells)} of {total})")
                 cell = known.get((knob, rate))
                 if cell is None:
-                    alone = {name: rate if name in places else 0.0 for name in names}
-                    plan = make_plan(model.config, layout, scores, how.model_copy(update={"site_rates": alone}))
-                    state = _pruned_state(parent, plan.keep, grams, images if fitted else None, how)
-                    result = cut(state, model.config, layout, plan.keep, exact_norms=how.stream_norms == "exact")
-                    candidate = DCAE(model.config, result.layout).to(context.device).eval()
-                    candidate.load_state_dict(result.state)
-                    # What goes before the decoder is the whole model's where only the decoder was pruned.
-                    half = all(sites(model.config)[name].coder == "decoder" for name in places)
-                    figures = _figures(candidate.decode, latents, pinned) if half else _figures(candidate, batches, pinned)
-                    cell = Cell(knob, rate, achieved(model.config, layout, plan), figures)
-                    file.write(json.dumps([knob, rate, cell.share, figures]) + "\n")
+                    cell = measured(knob, rate, places)
+                    file.write(json.dumps([knob, rate, cell.share, cell.figures]) + "\n")
                     file.flush()
                 cells.append(cell)
+    alone, together = (tuple(cell for cell in cells if (cell.knob == TOGETHER) is joint) for joint in (False, True))
     protocol = {
         "images_sha256": pinned.digest,
         "num_images": len(pinned),
@@ -83,7 +92,7 @@ def run(spec: SensitivitySpec, context: Context) -> Outcome:
         "source": f"{spec.data.kind}:{spec.data.location}",
         "split": "validation",
     }
-    table = SensitivityTable(parent.row.id, layout.digest(), protocol, knobs, whole, tuple(cells))
+    table = SensitivityTable(parent.row.id, layout.digest(), protocol, knobs, whole, alone, together)
     digest = context.store.blobs.put_bytes(json.dumps(table.to_json(), sort_keys=True).encode())
     return Outcome(result={"table_digest": digest, "cells": len(cells), "whole": whole})
 
@@ -107,11 +116,11 @@ def _pruned_state(
     images: CalibrationImages | None,
     how: PruneSpec,
 ) -> dict:
-    """Weights of the dense shape with the fit folded in; as they are where nothing is fitted."""
+    """Weights of the dense shape with the fit folded in; as they are where nothing is fitted. Without moments, all is fitted in turn."""
     model = parent.model
     if images is None:
         return model.state_dict()
-    if all(name in grams for name in keep):
+    if grams and all(name in grams for name in keep):
         return fold_alone(model, keep, grams, parent.masks)
     return compensate(model, keep, images, masks=parent.masks, exact_norms=how.stream_norms == "exact")
 

@@ -189,8 +189,9 @@ class _Search:
         """Predicted decibels."""
         found = {}
         for metric in self.table.metrics:
-            added = sum(self.levels[knob][level].added[metric] for knob, level in chosen.items())
-            found[metric] = decibels(squared_error(self.table.whole[metric]) * (1 + added))
+            whole = squared_error(self.table.whole[metric])
+            added = [whole * self.levels[knob][level].added[metric] for knob, level in chosen.items()]
+            found[metric] = decibels(whole + self.table.joint_error(metric, added))
         return found
 
     def lost_db(self, chosen: Mapping[str, int]) -> float:

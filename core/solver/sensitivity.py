@@ -1,13 +1,15 @@
 """What the sensitivity job measured: quality against the rate of each site (or stage), everything else whole.
 
-Losses of several sites are taken to add up in mean squared error, which they do as long as each is small: what is left of the
-other sites then hardly changes what one of them is worth.
+Losses of several sites add up in mean squared error as long as each is small: what is left of the other sites then hardly changes what
+one of them is worth. Larger ones grow on each other. By how much is measured too: all knobs at each rate together, beside the sum of
+what each adds alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,10 @@ from core.errors import CoreError
 
 TABLE_VERSION = 1
 METRICS = ("psnr_db", "foreground_psnr_db")
+TOGETHER = "all together"
+"""The knob of a cell in which every knob was pruned at once."""
+SMALL = 0.05
+"""Of the least sum that was measured together: below it losses simply add up."""
 
 
 def squared_error(psnr_db: float) -> float:
@@ -52,6 +58,8 @@ class SensitivityTable:
     whole: Mapping[str, float]
     """Figures of the model as it is."""
     cells: tuple[Cell, ...]
+    together: tuple[Cell, ...] = ()
+    """Every knob at one rate at once; empty in tables that were made before this was measured."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""
@@ -62,7 +70,8 @@ class SensitivityTable:
             "protocol": dict(self.protocol),
             "knobs": {name: list(sites) for name, sites in self.knobs.items()},
             "whole": dict(self.whole),
-            "cells": [{"knob": c.knob, "rate": c.rate, "share": c.share, "figures": dict(c.figures)} for c in self.cells],
+            "cells": [_cell_to_json(cell) for cell in self.cells],
+            "together": [_cell_to_json(cell) for cell in self.together],
         }
 
     @classmethod
@@ -70,9 +79,12 @@ class SensitivityTable:
         """Reads `to_json`'s values; raises CoreError for another version."""
         if data.get("version") != TABLE_VERSION:
             raise CoreError("This sensitivity table was made by another version.", code="table_version", next="Measure again.")
-        cells = tuple(Cell(c["knob"], c["rate"], c["share"], c["figures"]) for c in data["cells"])
+        cells, together = (
+            tuple(Cell(c["knob"], c["rate"], c["share"], c["figures"]) for c in data.get(key, ()))
+            for key in ("cells", "together")
+        )
         knobs = {name: tuple(sites) for name, sites in data["knobs"].items()}
-        return cls(data["model"], data["layout_digest"], data["protocol"], knobs, data["whole"], cells)
+        return cls(data["model"], data["layout_digest"], data["protocol"], knobs, data["whole"], cells, together)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -95,3 +107,39 @@ class SensitivityTable:
         if len(x) == 1:
             return np.zeros(len(wanted))
         return np.asarray(PchipInterpolator(x, np.maximum.accumulate(y))(wanted), dtype=np.float64)
+
+    def joint_error(self, metric: str, added: Sequence[float]) -> float:
+        """Mean squared error that prunings of several knobs add together, of what each adds alone (`added`, as `added_error` has it).
+
+        Their sum, times the ratio that was measured where all knobs were pruned at once and added up to as much, to the power of how
+        spread the sum is over knobs: 1 - sum of squared shares, over that of the measurement. So one knob alone adds what it adds.
+        """
+        total = sum(added)
+        anchors = self._anchors[metric]
+        if total <= 0 or not anchors:
+            return total
+        sums, ratios, spreads = (np.array(column) for column in zip(*anchors, strict=True))
+        points = np.log([sums[0] * SMALL, *sums])
+        ratio = float(np.interp(np.log(total), points, np.log([1.0, *ratios])))
+        spread = (1.0 - sum((own / total) ** 2 for own in added)) / float(np.interp(np.log(total), points[1:], spreads))
+        return total * float(np.exp(ratio * min(1.0, spread)))
+
+    @cached_property
+    def _anchors(self) -> Mapping[str, Sequence[tuple[float, float, float]]]:
+        """By metric, by rising sum: the sum of what each knob adds alone, measured over sum, and how spread the sum is."""
+        found: dict[str, list[tuple[float, float, float]]] = {}
+        for metric in self.metrics:
+            start = squared_error(self.whole[metric])
+            rows = []
+            for joint in self.together:
+                alone = [max(0.0, squared_error(c.figures[metric]) - start) for c in self.cells if c.rate == joint.rate]
+                total, measured = sum(alone), squared_error(joint.figures[metric]) - start
+                spread = 1.0 - sum((own / total) ** 2 for own in alone) if total > 0 else 0.0
+                if spread > 0 and measured > 0:
+                    rows.append((total, measured / total, spread))
+            found[metric] = sorted(rows)
+        return found
+
+
+def _cell_to_json(cell: Cell) -> dict[str, Any]:
+    return {"knob": cell.knob, "rate": cell.rate, "share": cell.share, "figures": dict(cell.figures)}

@@ -18,7 +18,7 @@ from core.errors import CoreError
 from core.exports import Export
 from core.model_manager import ModelManager
 from core.planning import Proposal
-from core.solver.sensitivity import SensitivityTable
+from core.solver.sensitivity import TOGETHER, SensitivityTable
 from store import JobRow
 
 JSON_VERSION = 1
@@ -115,11 +115,11 @@ def show_cost(comparison: Comparison) -> None:
 
 
 def show_sensitivity(table: SensitivityTable) -> None:
-    """Rows are knobs, columns rates, cells the decibels that pruning the knob alone loses."""
+    """Rows are knobs, columns rates, cells the decibels that pruning the knob alone loses; last all of them together."""
     metric = table.metrics[0]
     made = Table("", *(f"{rate:g}" for rate in sorted({cell.rate for cell in table.cells})), header_style="bold")
-    for knob in table.knobs:
-        cells = sorted((cell for cell in table.cells if cell.knob == knob), key=lambda cell: cell.rate)
+    for knob in (*table.knobs, *([TOGETHER] if table.together else [])):
+        cells = sorted((cell for cell in (*table.cells, *table.together) if cell.knob == knob), key=lambda cell: cell.rate)
         made.add_row(knob, *(f"{cell.figures[metric] - table.whole[metric]:+.2f}" for cell in cells))
     console.print(made)
     console.print(f"{METRICS[metric].title} in dB against {table.whole[metric]:.2f} of the whole model.", highlight=False)

@@ -11,7 +11,7 @@ from core.compare import METRICS
 from core.model_manager import ModelManager
 from core.planning import Proposal
 from core.solver.search import CODERS, CostName
-from core.solver.sensitivity import SensitivityTable
+from core.solver.sensitivity import TOGETHER, SensitivityTable
 from pages.ui.boot import guarded
 from pages.ui.chain import start_chain
 from store import ModelRow
@@ -116,19 +116,21 @@ def show_proposal(proposal: Proposal) -> None:
 def heat_map(table: SensitivityTable, metric: str) -> go.Figure:
     """Decibels lost by knob (rows) and rate (columns); the stronger the colour, the more it hurts."""
     rates = sorted({cell.rate for cell in table.cells})
-    found = {(cell.knob, cell.rate): table.whole[metric] - cell.figures[metric] for cell in table.cells}
-    values = [[found.get((knob, rate)) for rate in rates] for knob in table.knobs]
+    found = {(cell.knob, cell.rate): table.whole[metric] - cell.figures[metric] for cell in (*table.cells, *table.together)}
+    rows = [*table.knobs, *([TOGETHER] if table.together else [])]
+    values = [[found.get((knob, rate)) for rate in rates] for knob in rows]
     figure = go.Figure(
         go.Heatmap(
-            z=values, x=[f"{rate:g}" for rate in rates], y=list(table.knobs), zmin=0,
+            z=values, x=[f"{rate:g}" for rate in rates], y=rows, zmin=0,
+            zmax=max(0.01, *(table.whole[metric] - cell.figures[metric] for cell in table.cells)),
             colorscale=[[0, "rgba(66, 133, 210, 0.06)"], [1, "rgb(66, 133, 210)"]],
             texttemplate="%{z:.2f}", hovertemplate="%{y} at %{x}: %{z:.2f} dB lost<extra></extra>",
             colorbar={"title": "dB"},
         )
     )  # fmt: skip
     figure.update_layout(
-        title=f"{METRICS[metric].title} lost by pruning one site alone ({table.whole[metric]:.2f} dB as it is)",
-        height=120 + 22 * len(table.knobs),
+        title=f"{METRICS[metric].title} lost by pruning one site alone, and all together ({table.whole[metric]:.2f} dB as it is)",
+        height=120 + 22 * len(rows),
         margin={"l": 10, "r": 10, "t": 40, "b": 30},
         xaxis_title="share of units removed",
         xaxis_type="category",

@@ -40,6 +40,11 @@ def test_a_cell_is_what_pruning_that_site_alone_gives(bench, parent):
     expected = st.scores.scores(bench.store, made.model_id, "validation")
     assert table.cells[0].figures == {name: pytest.approx(expected[name], abs=1e-4) for name in table.metrics}
     assert table.cells[0].share == pytest.approx(0.5)
+    made = bench.run("prune", parent.id, rate=0.5, **PLAIN)
+    bench.run("evaluate", made.model_id, split="validation", num_save_images=0, **DATA)
+    expected = st.scores.scores(bench.store, made.model_id, "validation")
+    (together,) = table.together
+    assert together.figures == {name: pytest.approx(expected[name], abs=1e-4) for name in table.metrics}
 
 
 def test_fits_and_stages_are_measured_too(bench, parent):

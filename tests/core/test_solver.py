@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from core.errors import CoreError
 from core.pruning.plans import kept_count
 from core.solver.latency import LatencyTable, fit, group_of
 from core.solver.search import _Search, reach, solve
-from core.solver.sensitivity import Cell, SensitivityTable, decibels, squared_error
+from core.solver.sensitivity import TOGETHER, Cell, SensitivityTable, decibels, squared_error
 from dcaecore import VARIANTS, Layout, estimate, sites
 from dcaecore.cost import module_costs
 
@@ -116,6 +117,41 @@ def test_added_error_is_monotone_and_starts_at_nothing():
     found = table.added_error(noisy, "psnr_db", np.linspace(0, 1, 41))
     assert found[0] == 0 and (np.diff(found) >= -1e-15).all() and found[-1] == found[-2] > 0
     assert SensitivityTable.from_json(table.to_json()) == table
+
+
+def with_joint(ratio: float) -> SensitivityTable:
+    """A table in which all knobs together add `ratio` times the sum of what each adds alone."""
+    table = sensitivity()
+    joint = []
+    for rate in (0.25, 0.5, 0.75):
+        own = [cell for cell in table.cells if cell.rate == rate]
+        start = {m: squared_error(value) for m, value in WHOLE.items()}
+        added = {m: ratio * sum(squared_error(c.figures[m]) - start[m] for c in own) for m in WHOLE}
+        joint.append(Cell(TOGETHER, rate, own[0].share, {m: decibels(start[m] + added[m]) for m in WHOLE}))
+    return replace(table, together=tuple(joint))
+
+
+@pytest.mark.parametrize("ratio", [0.7, 1.0, 2.5])
+def test_losses_of_several_sites_grow_on_each_other_as_was_measured(ratio):
+    table = with_joint(ratio)
+    assert SensitivityTable.from_json(table.to_json()) == table
+    for joint in table.together:
+        alone = [squared_error(c.figures["psnr_db"]) - squared_error(36.0) for c in table.cells if c.rate == joint.rate]
+        measured = squared_error(joint.figures["psnr_db"]) - squared_error(36.0)
+        assert table.joint_error("psnr_db", alone) == pytest.approx(measured, rel=1e-6)
+        assert table.joint_error("psnr_db", [alone[0]]) == pytest.approx(alone[0], rel=1e-12), "one knob adds what it adds"
+        assert sensitivity().joint_error("psnr_db", alone) == pytest.approx(sum(alone), rel=1e-12), "an older table"
+        tiny = [own * 1e-6 for own in alone]
+        assert table.joint_error("psnr_db", tiny) == pytest.approx(sum(tiny), rel=1e-9), "small losses add up"
+    assert table.joint_error("psnr_db", []) == 0
+
+
+def test_a_loss_of_so_many_decibels_counts_what_grows():
+    careless, careful = (
+        solve(TINY, Layout(), table, cost="parameters", loss_db=1.0) for table in (sensitivity(), with_joint(2.5))
+    )
+    assert careful.after["parameters"] > careless.after["parameters"]
+    assert all(WHOLE[metric] - careful.after[metric] <= 1.0 for metric in WHOLE)
 
 
 def test_a_dead_knob_costs_nothing():
