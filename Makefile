@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OFFSHOOT_HOME ?= $(CURDIR)/offshoot-home
 PORT ?= 8501
 
-.PHONY: run test demo demo-model gpu bench pictures check format clean
+.PHONY: run test test-all demo demo-model gpu bench pictures check format clean
 
 $(VENV)/run.stamp: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,10 +25,13 @@ run: $(VENV)/run.stamp
 demo: $(VENV)/run.stamp
 	$(BIN)/python -m core demo
 
-## Lint, types and every test, the browser's included; coverage must stay over 85 %.
-test: check
+## Lint, types and the tests, the browser's included; coverage must stay over 85 %.
+test: TESTS = not slow
+## The same with the slow tests, which repeat on more shapes what a quicker one proves.
+test-all: TESTS = slow or not slow
+test test-all: check
 	chromium="$$(scripts/chromium)" && OFFSHOOT_CHROMIUM="$$chromium" OMP_NUM_THREADS=1 \
-		$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-fail-under 85
+		$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "$(TESTS)" --cov --cov-fail-under 85
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as shape_settings
 
 from dcaecore import DCAE
 
@@ -72,7 +73,9 @@ def program(model: DCAE, part: str, *, dtype: torch.dtype, processing: bool, dyn
         made = DecoderGraph(model, processing)
         x = torch.zeros(count, model.config.latent_channels, length // step, length // step, dtype=dtype)
         shapes = {0: images, 2: height, 3: width}
-    with torch.no_grad(), _quiet():
+    # As torch's ONNX exporter sets it: a view's strides are not sought by proving how symbolic sizes divide, which took two thirds of
+    # an encoder's export.
+    with torch.no_grad(), _quiet(), shape_settings.patch(backed_size_oblivious=True):
         return torch.export.export(made.eval(), (x,), dynamic_shapes=(shapes,) if dynamic else None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Any
@@ -76,3 +77,17 @@ class InProcess:
 
     def log(self, job: JobRow) -> list[dict[str, str]]:
         return [json.loads(line) for line in (self.store.job_folder(job.id) / "log.jsonl").read_text().splitlines()]
+
+
+class Inline:
+    """Stands for the worker: what is queued runs at once, in this process."""
+
+    def __init__(self, settings):
+        self.bench, self.starts, self.at_work = InProcess(settings), [], True
+
+    def __call__(self, _store, _settings, device):
+        self.starts.append(device)
+        while self.at_work and (job := jobs.claim(self.bench.store, device, "test")) is not None:
+            running = jobs.set_running(self.bench.store, job, os.getpid(), psutil.Process().create_time())
+            with contextlib.suppress(Exception):  # the job says it
+                self.bench.perform(running)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import csv
 import inspect
 import io
 import json
-import os
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from PIL import Image
 
 import store as st
-import store.jobs as jobs
 from core.compare import METRICS, Figure
 from core.errors import CoreError
 from core.model_manager import ModelManager
@@ -26,7 +22,7 @@ from core.specs import BenchmarkSpec, EvaluateSpec, PruneSpec, RetrainSpec
 from core.terminal import demo
 from dcaecore import VARIANTS, Layout, estimate, load_model, sites
 from store import StoreError
-from tests.core.in_process import InProcess
+from tests.core.in_process import Inline
 
 TINY = VARIANTS["tiny"]
 RETRAIN = {
@@ -35,20 +31,6 @@ RETRAIN = {
 }  # fmt: skip
 EVALUATE = {"image_size": 32, "num_images": 4, "num_save_images": 2}
 BENCHMARK = {"image_size": 32, "repeats": 3, "warmup": 1, "starts": 0}
-
-
-class Inline:
-    """Stands for the worker: what is queued runs at once, in this process."""
-
-    def __init__(self, settings):
-        self.bench, self.starts, self.at_work = InProcess(settings), [], True
-
-    def __call__(self, _store, _settings, device):
-        self.starts.append(device)
-        while self.at_work and (job := jobs.claim(self.bench.store, device, "test")) is not None:
-            running = jobs.set_running(self.bench.store, job, os.getpid(), psutil.Process().create_time())
-            with contextlib.suppress(Exception):  # the job says it
-                self.bench.perform(running)
 
 
 @pytest.fixture
@@ -282,13 +264,14 @@ def test_minutes_are_told_before_anything_was_measured(manager, tiny):
     assert 0 < light < medium
 
 
-def test_the_encoder_is_held_where_only_decoders_were_pruned(manager, tiny):
+def test_the_encoder_is_held_where_only_decoders_were_pruned(manager, tiny, worker):
     assert manager.held_part(tiny.id) == "none" and manager.held_part(tiny.id, "decoder") == "encoder"
     assert manager.held_part(tiny.id, "both") == "none"
     of_decoder = manager.wait(manager.prune_model(tiny.id, {"rate": 0.5, "part": "decoder"}).id).model_id
     assert manager.held_part(of_decoder) == "encoder"
     of_both = manager.wait(manager.prune_model(of_decoder, {"rate": 0.2}).id).model_id
     assert manager.held_part(of_both) == manager.held_part(of_both, "decoder") == "none"
+    worker.at_work = False
     given = {"retrain": None, "evaluate": EVALUATE, "benchmark": BENCHMARK, "image_size": 32}
     held = [manager.compress(tiny.id, "light", prune=prune, **given) for prune in (None, {"rate": 0.5})]
     parts = [next(job.spec["frozen_part"] for job in chain if job.operation == "retrain") for chain in held]
