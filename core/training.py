@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import store.jobs as jobs
+from core.augmentations import source_of
 from core.checks import SpecLike, changed, checked
 from core.curve_hints import Hint, curve_hints
 from core.devices import default_device
@@ -23,6 +24,7 @@ from core.schedules import with_steps
 from core.settings import Settings
 from core.specs import BranchSpec, ResetSpec, RetrainSpec
 from dcaecore.config import DCAEConfig
+from dcaecore.data import check_location
 from dcaecore.freezing import check_parts, part_names
 from store import CheckpointRow, JobRow, ModelRow, Store, baseline_of, checkpoints, get_model, metrics
 
@@ -107,6 +109,13 @@ class Training:
         """What can be known before a retraining begins; raises ConfigError, CoreError, StoreError."""
         self._check_size(parent, spec.image_size)
         check_machine(spec, device or default_device(self.settings.device), self.settings.rendezvous)
+        if spec.min_lr > spec.init_lr:
+            raise CoreError(
+                f"min_lr {spec.min_lr:g} is above init_lr {spec.init_lr:g}: the rate would rise to the end.", code="min_lr",
+                given=spec.min_lr, legal=f"0 to {spec.init_lr:g}",
+            )  # fmt: skip
+        for data in spec.data_sets:
+            check_location(source_of(data))
         if isinstance(parent, str):
             self._check_parts_and_goal(parent, spec)
         if spec.perceptual_weight > 0:
@@ -120,6 +129,8 @@ class Training:
         """What a retraining holds and aims at must be there; raises ConfigError, CoreError, StoreError."""
         check_parts(DCAEConfig.from_json(get_model(self.store, model_id).config), spec.frozen_stages)
         goal_row(spec, self.store, model_id)
+        if spec.teacher not in ("", "baseline"):
+            get_model(self.store, spec.teacher)
 
     def steps_done(self, ref: str) -> int:
         """Steps that a retraining has behind it, or would go on from."""
@@ -137,10 +148,11 @@ class Training:
         """
         job, spec = self._retraining(ref)
         done = self.steps_done(job.id)
-        if not 1 <= steps < spec.total_steps - done:
+        most = spec.total_steps - done - 1
+        if job.state != "done" and not 1 <= steps <= most:
             raise CoreError(
                 f"{done} of {spec.total_steps} steps are done: a pause after {steps} more cannot be.",
-                code="steps", given=steps, legal=f"1 to {spec.total_steps - done - 1}",
+                code="steps", given=steps, legal=f"1 to {most}" if most >= 1 else None,
                 next="Resume it without a number of steps, and it runs to its end.",
             )  # fmt: skip
         row = jobs.run_until(self.store, job, done + steps)

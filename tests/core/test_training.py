@@ -64,6 +64,8 @@ def test_it_runs_the_steps_asked_for_then_pauses_and_goes_on_to_the_same_weights
     assert job.state == "paused" and list(st.metrics.series(bench.store, job.id, "loss")[0]) == [1, 2, 3, 4, 5]
     service.control(job.id, "resume")
     done = bench.perform(bench.claim())
+    with pytest.raises(st.StoreError, match="is done: it cannot run on"):
+        service.run_more(job.id, 1)
     assert done.state == "done" and done.model_id == bench.run("retrain", done.parent_model_id, **FIELDS).model_id
 
 
