@@ -19,6 +19,7 @@ from core.devices import default_device
 from core.errors import CoreError
 from core.machine import check_machine
 from core.names import model_name
+from core.resetting import chosen_tensors, layer_names, older, stored_shapes
 from core.retrain_presets import phases, preset_values
 from core.schedules import with_steps
 from core.settings import Settings
@@ -172,11 +173,19 @@ class Training:
         return [found[name] for name in names if name in found]
 
     def reset_layers(self, parent: str, spec: SpecLike = None, *, name: str | None = None) -> JobRow:
-        """Submits the making of a model of which some parts or layers have new weights."""
+        """Submits the making of a model of which some parts, layers or units have new weights; raises CoreError for what it has not."""
         given = checked(ResetSpec, spec)
         if not given.layers:
             raise CoreError("Name at least one layer to reset.", code="layer", given=[], legal="such as decoder.conv_out")
-        return self._submit(given, get_model(self.store, parent).id, name=name or "reset")
+        row = get_model(self.store, parent)
+        chosen_tensors(stored_shapes(self.store, row), given)
+        older(self.store, row, given)
+        return self._submit(given, row.id, name=name or "reset")
+
+    def layer_names(self, ref: str) -> tuple[str, ...]:
+        """What `reset_layers` takes, by name: every part of a model, then each of its layers."""
+        shapes = stored_shapes(self.store, get_model(self.store, ref))
+        return tuple(dict.fromkeys((*part_names(self._config(ref)), *layer_names(shapes))))
 
     def _config(self, model_id: str) -> DCAEConfig:
         return DCAEConfig.from_json(get_model(self.store, model_id, deleted=True).config)
@@ -269,10 +278,13 @@ class Training:
         return found, "trained"
 
     def remaining(self, ref: str) -> RetrainSpec:
-        """The settings of a retraining for the steps that it has left: no warm-up, other batches than before."""
+        """The settings of a retraining for the steps that it has left: no warm-up, other batches than before.
+
+        Of one that has come to its end: for as many steps once more.
+        """
         job, spec = self._retraining(ref)
         left = spec.total_steps - self.steps_done(job.id)
-        return changed(with_steps(spec, max(1, left)), warmup_epochs=0, seed=spec.seed + 1)
+        return changed(with_steps(spec, left or spec.total_steps), warmup_epochs=0, seed=spec.seed + 1)
 
     def train_on(
         self, ref: str, spec: Mapping[str, Any] | None = None, *, at: str | int = "last", name: str | None = None
