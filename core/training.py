@@ -35,6 +35,7 @@ REASONS = {
     "every": "every so many epochs",
     "asked": "asked for",
     "pause": "at a pause",
+    "end": "at the end",
     "cancel": "at a cancel",
     "branch": "a model was made of it",
 }

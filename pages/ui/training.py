@@ -103,7 +103,10 @@ def checkpoint_list(manager: ModelManager, job: JobRow) -> None:
     found = manager.checkpoints(job.id)
     rule = cleaning_rule(RetrainSpec.model_validate(job.spec))
     if not found:
-        st.caption(f"No checkpoint yet: one is written at least once a minute. {rule}")
+        none = (
+            "No checkpoint was written." if job.state == "done" else "No checkpoint yet: one is written at least once a minute."
+        )
+        st.caption(f"{none} {rule}")
         return
     keys = [key for key in METRICS if any(key in checkpoint.figures for checkpoint in found)]
     st.dataframe(
