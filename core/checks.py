@@ -14,6 +14,8 @@ from store import ModelRow, Store
 
 SpecLike = Spec | Mapping[str, Any] | None
 Wanted = TypeVar("Wanted", bound=Spec)
+_SHOULD = "Input should be "
+"""How pydantic begins what it says of a value out of bounds or of another type."""
 
 
 def checked(kind: type[Wanted], spec: SpecLike) -> Wanted:
@@ -29,10 +31,16 @@ def checked(kind: type[Wanted], spec: SpecLike) -> Wanted:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or kind.operation
-        message = first["msg"].removeprefix("Value error, ")
-        raise CoreError(
-            f"{where}: {message}", code="bad_spec", given=first.get("input"), legal=_legal(kind, first["loc"])
-        ) from error
+        said, legal = first["msg"], _legal(kind, first["loc"])
+        if first["type"] == "value_error":
+            message = said.removeprefix("Value error, ")
+        elif first["type"] in ("model_type", "dict_type"):
+            message, legal = f"{first.get('input')!r} cannot be", 'an object of named values, as {"name": value}'
+        elif said.startswith(_SHOULD):
+            message, legal = f"{first.get('input')!r} cannot be", legal or said.removeprefix(_SHOULD)
+        else:
+            message = said
+        raise CoreError(f"{where}: {message}", code="bad_spec", given=first.get("input"), legal=legal) from error
 
 
 def changed(spec: Wanted, **values: Any) -> Wanted:
@@ -66,5 +74,7 @@ def _legal(kind: type[Spec], place: tuple[Any, ...]) -> Any:
         low = part.get("minimum", part.get("exclusiveMinimum"))
         high = part.get("maximum", part.get("exclusiveMaximum"))
         if low is not None or high is not None:
-            return f"{low if low is not None else '-inf'} to {high if high is not None else 'inf'}"
+            bounds = f"{low if low is not None else '-inf'} to {high if high is not None else 'inf'}"
+            open_ends = [str(part[end]) for end in ("exclusiveMinimum", "exclusiveMaximum") if end in part]
+            return f"{bounds}, without {' and '.join(open_ends)} itself" if open_ends else bounds
     return None

@@ -19,6 +19,13 @@ class CoreError(Exception):
         self.next = next
 
 
+def legal_text(legal: Any) -> str:
+    """What is legal as people read it: a list's values after commas; empty where there is nothing to tell."""
+    if legal is None:
+        return ""
+    return ", ".join(map(str, legal)) if isinstance(legal, list | tuple | set | frozenset) else str(legal)
+
+
 def as_error(error: BaseException) -> dict[str, Any] | None:
     """The fields of a user's mistake of any of our packages (`store` and `dcaecore` errors have the same), or None."""
     if not hasattr(error, "code") or not hasattr(error, "legal"):

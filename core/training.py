@@ -12,17 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import store.jobs as jobs
+from core.augmentations import source_of
 from core.checks import SpecLike, changed, checked
 from core.curve_hints import Hint, curve_hints
 from core.devices import default_device
 from core.errors import CoreError
 from core.machine import check_machine
 from core.names import model_name
+from core.resetting import chosen_tensors, layer_names, older, stored_shapes
 from core.retrain_presets import phases, preset_values
 from core.schedules import with_steps
 from core.settings import Settings
 from core.specs import BranchSpec, ResetSpec, RetrainSpec
 from dcaecore.config import DCAEConfig
+from dcaecore.data import check_location
 from dcaecore.freezing import check_parts, part_names
 from store import CheckpointRow, JobRow, ModelRow, Store, baseline_of, checkpoints, get_model, metrics
 
@@ -32,6 +35,7 @@ REASONS = {
     "every": "every so many epochs",
     "asked": "asked for",
     "pause": "at a pause",
+    "end": "at the end",
     "cancel": "at a cancel",
     "branch": "a model was made of it",
 }
@@ -107,6 +111,13 @@ class Training:
         """What can be known before a retraining begins; raises ConfigError, CoreError, StoreError."""
         self._check_size(parent, spec.image_size)
         check_machine(spec, device or default_device(self.settings.device), self.settings.rendezvous)
+        if spec.min_lr > spec.init_lr:
+            raise CoreError(
+                f"min_lr {spec.min_lr:g} is above init_lr {spec.init_lr:g}: the rate would rise to the end.", code="min_lr",
+                given=spec.min_lr, legal=f"0 to {spec.init_lr:g}",
+            )  # fmt: skip
+        for data in spec.data_sets:
+            check_location(source_of(data))
         if isinstance(parent, str):
             self._check_parts_and_goal(parent, spec)
         if spec.perceptual_weight > 0:
@@ -120,6 +131,8 @@ class Training:
         """What a retraining holds and aims at must be there; raises ConfigError, CoreError, StoreError."""
         check_parts(DCAEConfig.from_json(get_model(self.store, model_id).config), spec.frozen_stages)
         goal_row(spec, self.store, model_id)
+        if spec.teacher not in ("", "baseline"):
+            get_model(self.store, spec.teacher)
 
     def steps_done(self, ref: str) -> int:
         """Steps that a retraining has behind it, or would go on from."""
@@ -137,10 +150,11 @@ class Training:
         """
         job, spec = self._retraining(ref)
         done = self.steps_done(job.id)
-        if not 1 <= steps < spec.total_steps - done:
+        most = spec.total_steps - done - 1
+        if job.state != "done" and not 1 <= steps <= most:
             raise CoreError(
                 f"{done} of {spec.total_steps} steps are done: a pause after {steps} more cannot be.",
-                code="steps", given=steps, legal=f"1 to {spec.total_steps - done - 1}",
+                code="steps", given=steps, legal=f"1 to {most}" if most >= 1 else None,
                 next="Resume it without a number of steps, and it runs to its end.",
             )  # fmt: skip
         row = jobs.run_until(self.store, job, done + steps)
@@ -160,11 +174,19 @@ class Training:
         return [found[name] for name in names if name in found]
 
     def reset_layers(self, parent: str, spec: SpecLike = None, *, name: str | None = None) -> JobRow:
-        """Submits the making of a model of which some parts or layers have new weights."""
+        """Submits the making of a model of which some parts, layers or units have new weights; raises CoreError for what it has not."""
         given = checked(ResetSpec, spec)
         if not given.layers:
             raise CoreError("Name at least one layer to reset.", code="layer", given=[], legal="such as decoder.conv_out")
-        return self._submit(given, get_model(self.store, parent).id, name=name or "reset")
+        row = get_model(self.store, parent)
+        chosen_tensors(stored_shapes(self.store, row), given)
+        older(self.store, row, given)
+        return self._submit(given, row.id, name=name or "reset")
+
+    def layer_names(self, ref: str) -> tuple[str, ...]:
+        """What `reset_layers` takes, by name: every part of a model, then each of its layers."""
+        shapes = stored_shapes(self.store, get_model(self.store, ref))
+        return tuple(dict.fromkeys((*part_names(self._config(ref)), *layer_names(shapes))))
 
     def _config(self, model_id: str) -> DCAEConfig:
         return DCAEConfig.from_json(get_model(self.store, model_id, deleted=True).config)
@@ -257,10 +279,13 @@ class Training:
         return found, "trained"
 
     def remaining(self, ref: str) -> RetrainSpec:
-        """The settings of a retraining for the steps that it has left: no warm-up, other batches than before."""
+        """The settings of a retraining for the steps that it has left: no warm-up, other batches than before.
+
+        Of one that has come to its end: for as many steps once more.
+        """
         job, spec = self._retraining(ref)
         left = spec.total_steps - self.steps_done(job.id)
-        return changed(with_steps(spec, max(1, left)), warmup_epochs=0, seed=spec.seed + 1)
+        return changed(with_steps(spec, left or spec.total_steps), warmup_epochs=0, seed=spec.seed + 1)
 
     def train_on(
         self, ref: str, spec: Mapping[str, Any] | None = None, *, at: str | int = "last", name: str | None = None

@@ -109,6 +109,18 @@ class Splits:
         return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
 
+def check_location(source: DataSource) -> None:
+    """Raises DataError for a sample set, files or a folder that are not there; opens nothing, and asks no hub."""
+    if source.kind == "sample" and source.location not in SAMPLE_SETS:
+        raise DataError(f"There is no sample set {source.location!r}.", given=source.location, legal=sorted(SAMPLE_SETS))
+    if source.kind == "parquet":
+        _matches(source.location, "*.parquet")
+    if source.kind == "folder" and not Path(source.location).expanduser().is_dir():
+        raise DataError(
+            f"There is no folder {source.location!r}.", code="no_data", given=source.location, legal="a folder of pictures"
+        )
+
+
 def open_frames(
     source: DataSource,
     *,
@@ -120,10 +132,9 @@ def open_frames(
     `stream` yields a hub set's rows (default: `datasets.load_dataset(..., streaming=True)`). Raises DataError for a source that
     is missing, empty or lacks the column, with the columns that it has.
     """
+    check_location(source)
     pixels = None
     if source.kind == "sample":
-        if source.location not in SAMPLE_SETS:
-            raise DataError(f"There is no sample set {source.location!r}.", given=source.location, legal=sorted(SAMPLE_SETS))
         path = ensure_sample_set(source.location, cache_folder / "samples")
         import json
 
@@ -220,10 +231,6 @@ def _open_folder(source: DataSource) -> Frames:
     import datasets
 
     root = Path(source.location).expanduser()
-    if not root.is_dir():
-        raise DataError(
-            f"There is no folder {source.location!r}.", code="no_data", given=source.location, legal="a folder of pictures"
-        )
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
     if not files:
         raise DataError(f"No pictures in {source.location!r}.", code="no_data", given=source.location, legal=PICTURE_SUFFIXES)

@@ -89,7 +89,7 @@ class StepReport:
                 f"The loss or its gradient is not finite at step {self.step} (images {rows}).",
                 code="not_finite",
                 given=values["loss"],
-                next="The last checkpoint is whole: lower init_lr, clip the gradient, or use float32.",
+                next="What was checkpointed before is whole. Lower init_lr, clip the gradient (grad_clip), or under bfloat16 use float32.",
             )
         return values
 

@@ -384,7 +384,7 @@ def train(
     """Trains `model` in place and returns the weights to keep.
 
     `masks` (parameter name -> bool, True = kept) hold throughout. `folder` receives checkpoints: at each `save_interval` epochs,
-    at least once a minute, at a pause and at the end of a cancelled run; `resume_from` is one of them. `late_reports`: whether a
+    at least once a minute, at a pause, at the end and where it is cancelled; `resume_from` is one of them. `late_reports`: whether a
     step's figures are read after the next one was started (None: on CUDA). `teacher` is what distillation follows. In a `world` of
     several processes each calls this with its own stream; `callbacks`, `folder` and `resume_from` count on rank 0 alone, and its
     result is the whole one. Raises TrainingError where the loss is not finite (the newest checkpoint is then whole), ConfigError for
@@ -444,8 +444,10 @@ def _loop(run: _Run, clock: Callable[[], float]) -> Literal["done", "cancelled",
                 run.validate()
             due = epoch_ends and epoch % settings.save_interval == 0
             kept = epoch_ends and settings.keep_every > 0 and epoch % settings.keep_every == 0
-            if due or kept or world.decide(clock() - saved_at >= CHECKPOINT_SECONDS):
-                run.checkpoint("every" if kept else "interval")
+            due = bool(world.decide(due or clock() - saved_at >= CHECKPOINT_SECONDS))
+            ends = run.step == settings.total_steps or bool(run.stopped)
+            if due or kept or ends:
+                run.checkpoint("every" if kept else "interval" if due else "end")
                 saved_at = clock()
     finally:
         batches.close()  # type: ignore[attr-defined]

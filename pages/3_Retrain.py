@@ -113,8 +113,8 @@ values = spec_form(
 image_preview(manager, values)
 reset_form(manager, row)
 image_list(manager, row, values["data"], values["image_size"], followed or (active.id if active else None))
-if left_out() or weighted():
-    with guarded():
+with guarded():
+    if left_out() or weighted():
         values = manager.leave_out(manager.weighted(values, dict(weighted())), left_out())
 with guarded():
     steps_per_epoch, total = values["steps_per_epoch"], values["n_epochs"] * values["steps_per_epoch"]

@@ -162,8 +162,18 @@ def _put_back(store: Store, job: JobRow) -> None:
 
 
 def _tell_death(store: Store, job: JobRow, exitcode: int | None, hung: bool) -> None:
-    """A child that ended without ending its job has crashed: the job fails with the signal or the exit code."""
+    """A child that ended without ending its job has crashed: the job fails with the signal or the exit code.
+
+    One that was paused has nothing to lose: the job stays paused, off the device.
+    """
     row = jobs.get_job(store, job.id)
+    if row.state == "paused" and row.pid is not None and row.attempt == job.attempt:
+        # It died while it stood still: its checkpoint is whole, and a resume must not wait for it. Refused where one came meanwhile.
+        kill(row)
+        if jobs.release(store, row):
+            append_log(store.job_folder(job.id), "warning", f"The paused process ended with exit code {exitcode}.")
+            return
+        row = jobs.get_job(store, job.id)
     if row.state not in jobs.ON_DEVICE or row.attempt != job.attempt:
         return
     kill(row)  # where the fork server died, the child may have outlived it

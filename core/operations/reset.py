@@ -8,9 +8,9 @@ from core.errors import CoreError
 from core.names import model_name
 from core.operations.context import Context, Outcome
 from core.operations.models import load, new_model
+from core.resetting import chosen_tensors, older
 from core.specs import ResetSpec
 from dcaecore import DCAE
-from store import baseline_of, get_model
 
 
 def run(spec: ResetSpec, context: Context) -> Outcome:
@@ -19,14 +19,12 @@ def run(spec: ResetSpec, context: Context) -> Outcome:
         raise CoreError("A reset needs a model.", code="no_parent")
     parent = load(context.store, context.job.parent_model_id)
     state = {name: value.clone() for name, value in parent.model.state_dict().items()}
-    chosen = _chosen(state, spec.layers)
-    if spec.to == "random":
+    chosen = chosen_tensors({name: tuple(value.shape) for name, value in state.items()}, spec)
+    row = older(context.store, parent.row, spec)
+    if row is None:
         torch.manual_seed(spec.seed)
         source = DCAE(parent.model.config, parent.model.layout).state_dict()
     else:
-        if parent.row.parent_id is None:
-            raise CoreError(f"{parent.row.name} is a baseline: there are no older weights.", code="no_parent", legal="random")
-        row = get_model(context.store, parent.row.parent_id) if spec.to == "parent" else baseline_of(context.store, parent.row.id)
         source = load(context.store, row.id).model.state_dict()
     for name in chosen:
         if source[name].shape != state[name].shape:
@@ -34,7 +32,7 @@ def run(spec: ResetSpec, context: Context) -> Outcome:
                 f"{name} is narrower than the {spec.to}'s: those weights do not fit.", code="shape",
                 given=list(state[name].shape), legal=list(source[name].shape), next="Reset it to random weights instead.",
             )  # fmt: skip
-        _put(state[name], source[name], name, spec.units)
+        _put(state[name], source[name], spec.units)
     context.log("info", f"{len(chosen)} tensors were reset.")
     made = new_model(
         context.store,
@@ -50,26 +48,10 @@ def run(spec: ResetSpec, context: Context) -> Outcome:
     return Outcome(model=made, result={"tensors": chosen})
 
 
-def _chosen(state: dict[str, torch.Tensor], layers: tuple[str, ...]) -> list[str]:
-    """Names of the tensors under the named parts or layers."""
-    found: list[str] = []
-    for layer in layers:
-        own = [name for name in state if name.startswith(f"{layer}.")]
-        if not own:
-            known = sorted({name.rsplit(".", 1)[0] for name in state})
-            raise CoreError(f"The model has no layer {layer!r}.", code="layer", given=layer, legal=known)
-        found += own
-    return sorted(set(found))
-
-
-def _put(target: torch.Tensor, source: torch.Tensor, name: str, units: tuple[int, ...]) -> None:
+def _put(target: torch.Tensor, source: torch.Tensor, units: tuple[int, ...]) -> None:
     """All of a tensor, or the rows of its output units."""
     if not units or target.ndim == 0:
         target.copy_(source)
         return
-    if max(units) >= target.shape[0]:
-        raise CoreError(
-            f"{name} has {target.shape[0]} units.", code="units", given=max(units), legal=f"0 to {target.shape[0] - 1}"
-        )
     rows = torch.tensor(units)
     target[rows] = source[rows]

@@ -62,6 +62,8 @@ class JobCallbacks:
         self.started, self.first_step = time.monotonic(), 0
         self.polls = 0
         """One before each step of this attempt, so they count the steps begun: reports may come a step late."""
+        self.told: tuple[float, str] | None = None
+        """Of the newest step: the share done, and in words."""
         self.figures: dict[str, float] = {}
         self.slice_figures: dict[str, float] = {}
 
@@ -73,6 +75,8 @@ class JobCallbacks:
     def wait_paused(self) -> Literal["run", "cancel", "release"]:
         since = time.monotonic()
         self.context.log("info", "Paused.")
+        if self.told is not None:
+            self.context.progress(*self.told, force=True)  # else the last report, a few steps old, stands for hours
         answer = self.context.wait_paused()
         self.started += time.monotonic() - since
         return answer
@@ -81,7 +85,8 @@ class JobCallbacks:
         self.context.metrics.log(step, {**metrics, **self.context.system.due()})
         total = self.settings.total_steps
         pace = (time.monotonic() - self.started) / max(1, step - self.first_step)
-        self.context.progress(step / total, f"step {step} of {total}, loss {metrics['loss']:.4f}", pace * (total - step))
+        self.told = (step / total, f"step {step} of {total}, loss {metrics['loss']:.4f}")
+        self.context.progress(*self.told, pace * (total - step))
 
     def on_eval(self, step: int, scores: ImageScores) -> None:
         self.figures = scores.means

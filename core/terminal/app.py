@@ -74,7 +74,9 @@ def finish(manager: ModelManager, job: JobRow) -> None:
     if state.json:
         model = manager.get_model(done.model_id).to_json() if done.model_id else None
         output.emit({"job": done.to_json(), "model": model})
-    elif done.model_id:
+        return
+    output.show_warnings(manager, done)
+    if done.model_id:
         row = manager.get_model(done.model_id)
         output.console.print(f"{row.id}  {row.name}  {row.facts['parameters']:,.0f} parameters", highlight=False)
 

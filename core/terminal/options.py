@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
+from rich.markup import escape
 
 from core.errors import CoreError
 from core.specs import Spec
 
 
 def option_parameters(spec: type[Spec], skip: tuple[str, ...] = (), prefix: str = "") -> list[inspect.Parameter]:
-    """One keyword option for each field, its name after `prefix`; None means "not given": a spec file's value is not overridden."""
+    """One keyword option for each field, its name after `prefix`; None means "not given": a spec file's value is not overridden.
+
+    The help is escaped: rich takes what stands in brackets (a default) for markup and leaves it out.
+    """
     made = []
     for name, field in spec.model_fields.items():
         if name in skip:
@@ -25,7 +29,7 @@ def option_parameters(spec: type[Spec], skip: tuple[str, ...] = (), prefix: str 
         default = "" if field.is_required() else f" [default: {_short(field.default)}]"
         help_text = f"{field.description}{default}"
         option = f"--{prefix}{name}".replace("_", "-")
-        annotation = Annotated[kind | None, typer.Option(option, help=help_text)]  # type: ignore[valid-type]
+        annotation = Annotated[kind | None, typer.Option(option, help=escape(help_text))]  # type: ignore[valid-type]
         made.append(inspect.Parameter(prefix + name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     return made
 

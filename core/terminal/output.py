@@ -14,7 +14,7 @@ from rich.table import Table
 import store.jobs as jobs
 from core.compare import MAIN_METRICS, METRICS, Comparison
 from core.cost import SWEEP_TITLE, conditions_text, cost_lines, sweep_rows
-from core.errors import CoreError
+from core.errors import CoreError, legal_text
 from core.exports import Export
 from core.model_manager import ModelManager
 from core.planning import Proposal
@@ -38,12 +38,19 @@ def emit_error(error: dict[str, Any]) -> None:
 
 def show_error(error: dict[str, Any]) -> None:
     """One line for people, on stderr."""
-    parts = [str(error["message"])]
-    if error.get("legal") is not None:
-        parts.append(f"Legal: {error['legal']}.")
+    message = str(error["message"])
+    parts = [message if message.endswith((".", "!", "?")) else f"{message}."]
+    if legal := legal_text(error.get("legal")):
+        parts.append(f"Legal: {legal}.")
     if error.get("next"):
         parts.append(str(error["next"]))
     problems.print(" ".join(parts), style="red", markup=False, highlight=False)
+
+
+def show_warnings(manager: ModelManager, job: JobRow) -> None:
+    """What a job warned of, each once, on stderr."""
+    for said in dict.fromkeys(line["message"] for line in manager.log(job.id) if line["level"] == "warning"):
+        problems.print(said, style="yellow", markup=False, highlight=False)
 
 
 def follow(manager: ModelManager, job: JobRow, *, quiet: bool, wait: Callable[..., JobRow] | None = None) -> JobRow:

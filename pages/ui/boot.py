@@ -13,7 +13,7 @@ from typing import Any
 import streamlit as st
 
 from core.bug_report import bug_report
-from core.errors import as_error
+from core.errors import as_error, legal_text
 from core.model_manager import ModelManager
 from core.terminal.demo import prepare
 from store import JobRow, ModelRow
@@ -76,8 +76,8 @@ def guarded() -> Iterator[None]:
 def show_error(fields: dict[str, Any]) -> None:
     """The error box."""
     lines = [f"**{fields['message']}**"]
-    if fields.get("legal") is not None:
-        lines.append(f"Legal: {fields['legal']}")
+    if legal := legal_text(fields.get("legal")):
+        lines.append(f"Legal: {legal}")
     if fields.get("next"):
         lines.append(str(fields["next"]))
     st.error("  \n".join(lines), icon=":material/error:")

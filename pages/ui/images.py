@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.errors import CoreError
 from core.image_losses import LOSS_ORDERS, tagged
 from core.inspection import ORDERS
 from core.model_manager import ModelManager
@@ -40,9 +41,15 @@ def left_out() -> tuple[str, ...]:
 
 
 def weighted() -> tuple[tuple[str, float], ...]:
-    """Rows that the next training draws more or less often, with how many times as often: in the URL too."""
+    """Rows that the next training draws more or less often, with how many times as often: in the URL too. Raises CoreError."""
     pairs = [part.rpartition(":") for part in str(st.query_params.get("weights", "")).split(",") if part]
-    return tuple((row, float(weight)) for row, _, weight in pairs)
+    try:
+        return tuple((row, float(weight)) for row, _, weight in pairs)
+    except ValueError as error:
+        raise CoreError(
+            f"The page's address has weights that are no numbers: {error}.", given=st.query_params["weights"],
+            legal="weights=ROW:TIMES,ROW:TIMES", next="Correct the address, or choose the images in the list.",
+        ) from error  # fmt: skip
 
 
 def image_list(manager: ModelManager, row: ModelRow, data: dict[str, Any], image_size: int, followed: str | None) -> None:

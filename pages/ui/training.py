@@ -10,7 +10,6 @@ from core.compare import METRICS
 from core.model_manager import ModelManager
 from core.specs import RetrainSpec
 from core.training import STANDING, cleaning_rule
-from dcaecore.freezing import part_names
 from pages.ui.boot import guarded
 from store import JobRow, ModelRow
 
@@ -59,15 +58,25 @@ def layer_table(manager: ModelManager, job: JobRow) -> None:
 
 
 def reset_form(manager: ModelManager, row: ModelRow) -> None:
-    """Parts of the chosen model that get new weights, as a new model."""
-    with st.expander("Reset parts of this model"):
-        parts = st.multiselect("parts", part_names(manager.shape(row.id)[0]), key=f"reset-{row.id}")
-        sources = ["random", *(["parent", "baseline"] if row.parent_id else [])]
-        to = st.segmented_control("to", sources, default="random", required=True, key=f"reset-to-{row.id}")
-        if st.button("Reset", icon=":material/restart_alt:", disabled=not parts):
+    """Parts, layers or units of the chosen model that get new weights, as a new model. Drawn only where it is open."""
+    with st.expander("Reset parts of this model", on_change="rerun") as expander:
+        if expander.open:
             with guarded():
-                manager.reset_layers(row.id, {"layers": parts, "to": to})
-                st.toast("The reset is queued: a new model, which you can train then.")
+                _reset(manager, row)
+
+
+def _reset(manager: ModelManager, row: ModelRow) -> None:
+    parts = st.multiselect("parts or layers", manager.layer_names(row.id), key=f"reset-{row.id}")
+    written = st.text_input(
+        "units", key=f"reset-units-{row.id}", placeholder="all", width=300,
+        help="Output units of the chosen layers, counted from 0: 3, 7, 12. Empty: all.",
+    )  # fmt: skip
+    sources = ["random", *(["parent", "baseline"] if row.parent_id else [])]
+    to = st.segmented_control("to", sources, default="random", required=True, key=f"reset-to-{row.id}")
+    if st.button("Reset", icon=":material/restart_alt:", disabled=not parts):
+        units = [part.strip() for part in written.split(",") if part.strip()]
+        manager.reset_layers(row.id, {"layers": parts, "units": units, "to": to})
+        st.toast("The reset is queued: a new model, which you can train then.")
 
 
 def image_preview(manager: ModelManager, values: dict[str, Any]) -> None:
@@ -94,7 +103,10 @@ def checkpoint_list(manager: ModelManager, job: JobRow) -> None:
     found = manager.checkpoints(job.id)
     rule = cleaning_rule(RetrainSpec.model_validate(job.spec))
     if not found:
-        st.caption(f"No checkpoint yet: one is written at least once a minute. {rule}")
+        none = (
+            "No checkpoint was written." if job.state == "done" else "No checkpoint yet: one is written at least once a minute."
+        )
+        st.caption(f"{none} {rule}")
         return
     keys = [key for key in METRICS if any(key in checkpoint.figures for checkpoint in found)]
     st.dataframe(

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import store as st
-from core.errors import CoreError, as_error
+from core.errors import CoreError, as_error, legal_text
 from core.jobs.worker import serve
 from core.model_manager import ModelManager
 from core.operations import prune
@@ -130,6 +131,30 @@ def test_a_rate_that_cannot_be(manager, rate):
     with pytest.raises(CoreError, match=r"give a rate \(0.1 to 0.9\)"):
         manager.prune_model(row.id, {"rate": None})
     assert not [job for job in manager.jobs() if job.operation == "prune"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words", "legal"),
+    [
+        ({"init_lr": 0}, "init_lr: 0 cannot be", "0.0 to 1.0, without 0.0 itself"),
+        ({"n_epochs": -1}, "n_epochs: -1 cannot be", "1 to 100000"),
+        ({"lr_schedule_name": "cosin"}, "lr_schedule_name: 'cosin' cannot be", "cosine, constant, linear"),
+        ({"data": "frames"}, "data: 'frames' cannot be", "an object"),
+        ({"data": {"kind": "foldr"}}, "data.kind: 'foldr' cannot be", "'sample', 'hub', 'parquet' or 'folder'"),
+        ({"min_lr": 1.0}, "min_lr 1 is above init_lr", "0 to 0.001"),
+        ({"data": {"kind": "folder", "location": "none-such"}}, "no folder 'none-such'", "a folder of pictures"),
+        ({"more_data": ({"kind": "parquet", "location": "none-such"},)}, "No parquet file", "a .parquet file"),
+        ({"teacher": "none-such", "distill_output_weight": 1.0}, "No model is called", "an id"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused_before_it_is_queued(manager, fields, words, legal):
+    (row,) = manager.list_models()
+    before = manager.jobs()
+    with pytest.raises(Exception, match=re.escape(words)) as caught:
+        manager.retrain_model(row.id, {**RETRAIN, "init_lr": 1e-3, **fields})
+    clear(caught.value)
+    assert legal in legal_text(caught.value.legal)
+    assert manager.jobs() == before
 
 
 @pytest.mark.parametrize("size", [33, 100, 17])

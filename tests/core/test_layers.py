@@ -80,9 +80,10 @@ def test_a_reset_that_cannot_be_is_told(bench, service, parent):
         ({"layers": ["encoder.conv_in"], "units": [10_000]}, "units"),
         ({"layers": ["encoder.conv_in"], "to": "parent"}, "is a baseline"),
     ):
-        service.reset_layers(parent, fields)
         with pytest.raises(CoreError, match=told):
-            bench.perform(bench.claim())
+            service.reset_layers(parent, fields)
+        with pytest.raises(CoreError, match=told):
+            bench.run("reset", parent, **fields)
     narrow = bench.run("prune", parent, rate=0.5).model_id
     service.reset_layers(narrow, {"layers": ["decoder.stages.1"], "to": "baseline"})
     with pytest.raises(CoreError, match="narrower"):

@@ -333,9 +333,9 @@ def test_waiting_ends_with_the_jobs_own_error(manager, tiny, worker, tmp_path):
     with pytest.raises(CoreError, match="cancelled"):
         manager.wait(job.id)
     worker.at_work = True
-    spec = {**RETRAIN, "data": {"kind": "parquet", "location": str(tmp_path / "none.parquet")}}
-    failed = manager.retrain_model(tiny.id, spec)
-    with pytest.raises(CoreError, match="No parquet file"):
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    failed = manager.retrain_model(tiny.id, {**RETRAIN, "data": {"kind": "parquet", "location": str(tmp_path / "cut.parquet")}})
+    with pytest.raises(CoreError, match="no readable parquet"):
         manager.wait(failed.id)
     with pytest.raises(CoreError, match="cannot start: Waits for .* failed") as caught:
         manager.wait(manager.evaluate_model({"job": failed.id}, EVALUATE).id)

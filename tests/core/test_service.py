@@ -178,8 +178,9 @@ def test_mistakes_are_told_before_anything_starts(manager, tiny, settings, tmp_p
         assert hasattr(caught.value, "legal")
         assert "33 x 33" not in message or "Try 32" in caught.value.next
     assert len(manager.jobs()) == before + 1  # the import that failed
-    failed = manager.retrain_model(tiny.id, {**SHORT, "data": {"kind": "parquet", "location": str(tmp_path / "no.parquet")}})
-    with pytest.raises(CoreError, match="No parquet file"):
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    failed = manager.retrain_model(tiny.id, {**SHORT, "data": {"kind": "parquet", "location": str(tmp_path / "cut.parquet")}})
+    with pytest.raises(CoreError, match="no readable parquet"):
         manager.wait(failed.id, 30)
     chain = manager.evaluate_model({"job": failed.id})
     with pytest.raises(CoreError, match="cannot start"):

@@ -153,6 +153,11 @@ def test_mistakes_exit_with_two_and_say_what_is_legal(call):
     assert code == 2 and "batch-size" in answer["error"]["message"]
 
 
+def test_help_tells_defaults_and_what_stands_in_brackets():
+    told = " ".join(CliRunner().invoke(terminal.app, ["retrain", "--help"], env={"COLUMNS": "400"}).output.split())
+    assert "[default: cosine]" in told and "[row id, how many times as often]" in told
+
+
 def test_every_verb_is_there_with_help():
     command = get_command(terminal.app)  # once: a runner of typer's makes all verbs anew for each call
 

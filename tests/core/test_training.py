@@ -58,12 +58,15 @@ def test_it_runs_the_steps_asked_for_then_pauses_and_goes_on_to_the_same_weights
     job = paused_at(bench, service, 3)
     steps = list(st.metrics.series(bench.store, job.id, "loss")[0])
     assert steps == [1, 2, 3] and service.steps_done(job.id) == 3
+    assert job.message.startswith("step 3 of 8")  # told at the pause, however lately something was
     again = service.run_more(job.id, 2)
     assert (again.state, again.pause_step) == ("queued", 5)
     job = bench.perform(bench.claim())
     assert job.state == "paused" and list(st.metrics.series(bench.store, job.id, "loss")[0]) == [1, 2, 3, 4, 5]
     service.control(job.id, "resume")
     done = bench.perform(bench.claim())
+    with pytest.raises(st.StoreError, match="is done: it cannot run on"):
+        service.run_more(job.id, 1)
     assert done.state == "done" and done.model_id == bench.run("retrain", done.parent_model_id, **FIELDS).model_id
 
 

@@ -93,6 +93,24 @@ def test_a_child_that_ended_its_job_is_left_alone(bench):
     assert (row.state, row.attempt, row.error) == ("running", 2, None)
 
 
+def test_a_child_that_dies_while_it_is_paused_leaves_its_job_paused_and_resumable(bench):
+    job = running(bench)
+    jobs.request(bench.store, job, "pause")
+    assert jobs.paused(bench.store, job).pid == GONE
+    row = watch(bench, Child(-signal.SIGKILL), job)
+    assert (row.state, row.pid, row.error) == ("paused", None, None)
+    assert jobs.resume(bench.store, row).state == "queued"  # not `running` in a process that is gone
+    assert jobs.claim(bench.store, "cpu", "test").attempt == 2
+
+
+def test_a_child_that_died_in_a_pause_just_as_it_was_resumed_has_crashed(bench, monkeypatch):
+    job = running(bench)
+    jobs.request(bench.store, job, "pause")
+    jobs.paused(bench.store, job)
+    monkeypatch.setattr(worker, "kill", lambda row: row.state == "paused" and jobs.resume(bench.store, row))
+    assert watch(bench, Child(-signal.SIGKILL), job).error["code"] == "crashed"
+
+
 def test_a_process_that_cannot_be_started_fails_the_job(bench):
     def refuse():
         raise OSError("too many processes")

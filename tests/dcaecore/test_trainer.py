@@ -305,7 +305,7 @@ def test_late_reports_change_nothing_but_the_time(stream, pinned, tmp_path):
     for step, metrics in first.steps.items():
         assert metrics["loss"] == second.steps[step]["loss"] and metrics["learning_rate"] == second.steps[step]["learning_rate"]
     assert all(torch.equal(value, two.state[name]) for name, value in one.state.items())
-    assert first.saved == second.saved == [(3, "asked")]
+    assert first.saved == second.saved == [(3, "asked"), (4, "end")]
 
 
 def test_pause_cancel_and_checkpoint_are_answered_before_the_next_step(stream, pinned, tmp_path):
@@ -324,8 +324,18 @@ def test_a_checkpoint_a_minute_whatever_the_interval_says(stream, pinned, tmp_pa
     seen = Recorder()
     settings = replace(QUICK, n_epochs=1, steps_per_epoch=8, save_interval=5)
     train(tiny(), settings, stream, pinned, callbacks=seen, folder=tmp_path, clock=lambda: float(next(moments)))
-    assert len(seen.saved) >= 2 and all(why == "interval" for _, why in seen.saved)
+    assert len(seen.saved) >= 3 and all(why == "interval" for _, why in seen.saved[:-1])
     assert len(list(tmp_path.glob("step_*"))) <= 2
+
+
+@pytest.mark.parametrize(("patience", "last"), [(0, 8), (1, 4)])
+def test_the_last_weights_stay_as_a_checkpoint_however_the_training_ends(stream, pinned, tmp_path, patience, last):
+    seen = Recorder()
+    settings = replace(
+        QUICK, n_epochs=4, steps_per_epoch=2, save_interval=100, patience=patience, min_gain=900.0 if patience else 0.0
+    )
+    assert train(tiny(), settings, stream, pinned, callbacks=seen, folder=tmp_path).steps == seen.saved[-1][0]
+    assert [why for _, why in seen.saved] == ["end"] and load_checkpoint(latest_checkpoint(tmp_path)).step <= last
 
 
 def test_validations_fall_on_whole_epochs_and_at_the_end_and_text_on_its_interval(stream, pinned):

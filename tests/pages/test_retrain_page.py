@@ -103,19 +103,31 @@ click("Untag 2")
 assert manager.training_tags(job.spec) == {}
 assert "without" not in app.query_params and not app.exception
 manager.control(made.id, "cancel")
+before = len(manager.jobs())
+app.multiselect(key="reset-" + job.model_id).set_value(["decoder.conv_in"]).run()
+app.text_input(key="reset-units-" + job.model_id).set_value("0, 99999").run()
+click("Reset")
+assert "units" in app.error[0].value and len(manager.jobs()) == before, [e.value for e in app.error]
+app.text_input(key="reset-units-" + job.model_id).set_value("0, 2").run()
+click("Reset")
+reset = next(j for j in manager.jobs() if j.operation == "reset")
+assert reset.spec["units"] == [0, 2] and reset.spec["layers"] == ["decoder.conv_in"], reset.spec
 """
 
 
 LISTING = """
 import streamlit as st
 from core.model_manager import ModelManager
-from pages.ui import images
+from pages.ui import images, training
+from pages.ui.boot import guarded
 manager = ModelManager()
 rows, spec, _ = images._fates(manager, manager.job(st.query_params["job"]))
 st.image(manager.training_frame(spec, rows[0]["row"]))
 chosen = [row["row"] for row in rows[:2]]
 images._actions(chosen)
 images._tagging(manager, spec, chosen)
+with guarded():
+    training._reset(manager, manager.get_model(manager.job(st.query_params["job"]).model_id))
 """
 
 
