@@ -22,7 +22,7 @@ from core.terminal import demo as demo_job
 from core.terminal import inside, inspection, output, running, training
 from core.terminal import lineage as lineage_verbs
 from core.terminal import mirror as mirror_verbs
-from core.terminal.options import spec_values, with_options
+from core.terminal.options import common_first, spec_values, with_options
 from store import JobRow
 
 app = typer.Typer(
@@ -35,7 +35,7 @@ app = typer.Typer(
 
 @dataclass
 class State:
-    """What the options before the verb say."""
+    """What the common options say."""
 
     settings: Settings
     json: bool = False
@@ -55,7 +55,7 @@ def common(
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     detach: Annotated[bool, typer.Option(help="Do not wait for the job.")] = False,
 ) -> None:
-    """Options before the verb hold for every verb."""
+    """These hold for every verb, and may stand after it too (`common_first`)."""
     chosen: dict[str, Any] = {}
     if store is not None:
         chosen["home"] = store
@@ -359,7 +359,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The entry: errors become one line and an exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        app(args=given, standalone_mode=False)
+        app(args=common_first(given), standalone_mode=False)
     except typer.Exit as end:
         sys.exit(end.exit_code)
     except (KeyboardInterrupt, typer.Abort):

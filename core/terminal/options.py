@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -91,3 +91,28 @@ def with_options(
     call.__signature__ = merged  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in merged.parameters.values()}
     return call
+
+
+COMMON = {"--store": True, "--device": True, "--json": False, "--detach": False, "--no-detach": False}
+"""Options that hold for every verb, and whether a value follows."""
+
+
+def common_first(arguments: Sequence[str]) -> list[str]:
+    """The same words with the common options before the verb, where the parser wants them: people write them at the end as well.
+
+    Raises CoreError for one that lacks its value.
+    """
+    first, rest, words = [], [], iter(arguments)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word.partition("=")[0] in COMMON:
+            first.append(word)
+            if COMMON.get(word):
+                value = next(words, None)
+                if value is None:
+                    raise CoreError(f"{word} needs a value.", code="usage", next="Add --help to see what is legal.")
+                first.append(value)
+        else:
+            rest.append(word)
+    return first + rest

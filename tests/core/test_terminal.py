@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from typer.main import get_command
 
 from core.terminal import app as terminal
+from core.terminal.options import common_first
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = [
@@ -74,6 +75,17 @@ def call(settings, monkeypatch, capsys):
         return code, json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
     return run
+
+
+def test_common_options_may_stand_anywhere(settings, monkeypatch, capsys):
+    monkeypatch.setenv("OFFSHOOT_HOME", "elsewhere")
+    terminal.main(["lineage", "--json", f"--store={settings.home}", "--device", "cpu"])
+    assert json.loads(capsys.readouterr().out) == {"v": 1, "ok": True, "data": []}
+    assert terminal.state.settings.home == settings.home and terminal.state.settings.device == "cpu"
+    assert common_first(["prune", "m", "--name", "x", "--", "--json"]) == ["prune", "m", "--name", "x", "--", "--json"]
+    with pytest.raises(SystemExit):
+        terminal.main(["lineage", "--store"])
+    assert "--store needs a value" in capsys.readouterr().err
 
 
 def test_the_quick_demo_and_every_verb(call, tmp_path):
