@@ -120,6 +120,7 @@ def _front_chart(
             "symbol": STAR if best else "circle", "symbolSize": 18 if best else 11,
             "itemStyle": {"color": PALETTE[number % len(PALETTE)], "opacity": 1.0 if best else 0.6},
             "label": {"show": True, "position": "top", "formatter": "{a}", "color": "inherit"},
+            "labelLayout": {"moveOverlap": "shiftY"},
             "tooltip": {"formatter": f"{{a}}: {escape(said)}<br/>{{c}}"},
         })  # fmt: skip
     axis = {"type": "value", "scale": True, "nameLocation": "middle"}

@@ -59,7 +59,9 @@ def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last
             "Quality", table.metrics, default=metric, format_func=lambda name: METRICS[name].title, key="sensitivity-metric",
             label_visibility="collapsed",
         ) or metric  # fmt: skip
-    st.plotly_chart(heat_map(table, metric), key="sensitivity", config={"displayModeBar": False})
+    st.plotly_chart(
+        heat_map(table, metric, dark=st.context.theme.type == "dark"), key="sensitivity", config={"displayModeBar": False}
+    )
     known = [name for name in TARGETS if name not in CODERS or latency is not None]
     place = st.columns(3)
     by_loss = (
@@ -113,7 +115,7 @@ def show_proposal(proposal: Proposal) -> None:
         )
 
 
-def heat_map(table: SensitivityTable, metric: str) -> go.Figure:
+def heat_map(table: SensitivityTable, metric: str, *, dark: bool) -> go.Figure:
     """Decibels lost by knob (rows) and rate (columns); the stronger the colour, the more it hurts."""
     rates = sorted({cell.rate for cell in table.cells})
     found = {(cell.knob, cell.rate): table.whole[metric] - cell.figures[metric] for cell in (*table.cells, *table.together)}
@@ -124,16 +126,20 @@ def heat_map(table: SensitivityTable, metric: str) -> go.Figure:
             z=values, x=[f"{rate:g}" for rate in rates], y=rows, zmin=0,
             zmax=max(0.01, *(table.whole[metric] - cell.figures[metric] for cell in table.cells)),
             colorscale=[[0, "rgba(66, 133, 210, 0.06)"], [1, "rgb(66, 133, 210)"]],
-            texttemplate="%{z:.2f}", hovertemplate="%{y} at %{x}: %{z:.2f} dB lost<extra></extra>",
+            # Left to itself plotly takes pale cells for white ones.
+            texttemplate="%{z:.2f}", textfont={"color": "#e6efe9" if dark else "#1d2a24"},
+            hovertemplate="%{y} at %{x}: %{z:.2f} dB lost<extra></extra>",
             colorbar={"title": "dB"},
         )
     )  # fmt: skip
+    and_all = ", and all together" if table.together else ""
     figure.update_layout(
-        title=f"{METRICS[metric].title} lost by pruning one site alone, and all together ({table.whole[metric]:.2f} dB as it is)",
+        title=f"{METRICS[metric].title} lost by pruning one site alone{and_all} ({table.whole[metric]:.2f} dB as it is)",
         height=120 + 22 * len(rows),
         margin={"l": 10, "r": 10, "t": 40, "b": 30},
         xaxis_title="share of units removed",
         xaxis_type="category",
         yaxis_autorange="reversed",
+        yaxis_showgrid=False,
     )
     return figure
