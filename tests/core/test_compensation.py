@@ -21,7 +21,7 @@ from core.pruning.units import feature_units, folding_layer
 from core.specs import PruneSpec
 from dcaecore import DCAE, VARIANTS, sites
 from dcaecore.layout import INTERNAL_KINDS
-from tests.core.test_pruning import MODELS, SHAPES
+from tests.core.test_pruning import EACH, MODELS, SHAPES
 
 
 def images(size: int = 64, count: int = 2, seed: int = 0) -> CalibrationImages:
@@ -52,7 +52,7 @@ def internal(model: DCAE) -> list[str]:
     return [name for name, site in sites(model.config).items() if site.kind != "stream"]
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_compensated_cut_equals_its_mask(name):
     model = copy.deepcopy(MODELS[name])
     keep = half(model)
@@ -73,7 +73,7 @@ def test_a_compensated_cut_equals_its_mask(name):
 
 
 @pytest.mark.parametrize("exact", [True, False])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_fold_goes_with_cut_streams(name, exact):
     """Removed units are zero in what was fitted, the readers of a cut stream included, and the cut takes exactly that."""
     model = copy.deepcopy(MODELS[name])
@@ -142,7 +142,7 @@ def test_the_fit_lowers_the_error_of_the_layer_and_follows_the_weights(tiny):
     assert not torch.allclose(other[f"{layer}.weight"], state[f"{layer}.weight"], atol=1e-5), "pixel weights matter"
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", EACH)
 def test_each_site_is_fitted_to_what_reaches_it_in_the_end(name):
     """A site whose inputs changed after it was fitted would fit something else: sites are fitted in the order of the data."""
     model = copy.deepcopy(MODELS[name])
@@ -281,7 +281,7 @@ def test_sites_ranked_together_lose_the_asked_share(tiny, scope):
     assert len(shares) > 1, "sites differ"
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", EACH)
 def test_pixels_of_an_image_are_those_that_statistics_see(name):
     model = copy.deepcopy(MODELS[name]).float()
     size = model.config.spatial_compression * 2

@@ -16,12 +16,12 @@ SHAPES = {
     "dc-ae-f128c512-in": 128,
 }  # fmt: skip
 """Image sizes by variant; `tiny` is exported whole, and pruned, in `test_operation_export`."""
-ANY_SIZE = ("dc-ae-f32c32-in", "dc-ae-f32c32-sana-1.0")
-"""Between them every kind of block, norm, shortcut and resampling. The others, exported for one size here, repeat these for any size in
-`make test-all`: with sizes as symbols an export takes three times as long."""
+QUICK = {"dc-ae-f32c32-in": False, "dc-ae-f32c32-sana-1.0": True}
+"""Between them every kind of block, norm, activation, shortcut and resampling (for any size: True; `tiny`'s convolutions are so too). The
+others differ in numbers of stages and channels alone, and an export with sizes as symbols takes half a minute or more."""
 CASES = [
-    *((name, name in ANY_SIZE) for name in SHAPES),
-    *(pytest.param(name, True, marks=pytest.mark.slow) for name in SHAPES if name not in ANY_SIZE),
+    *QUICK.items(),
+    *(pytest.param(name, True, marks=pytest.mark.slow) for name in SHAPES if not QUICK.get(name)),
 ]
 
 

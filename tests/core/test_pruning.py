@@ -30,6 +30,8 @@ from dcaecore.cost import estimate
 
 SHAPES = ["dc-ae-f32c32-in", "dc-ae-f32c32-sana-1.0", "dc-ae-lite-f32c32", "dc-ae-f64c128-mix", "dc-ae-f128c512-in"]
 """One of each build: BatchNorm or not, both resamplings, scales or none, six to eight stages (in and mix differ in no tensor)."""
+EACH = [*SHAPES[:-1], pytest.param(SHAPES[-1], marks=pytest.mark.slow)]
+"""The last is the one before with a stage more; what is drawn at random draws it too."""
 ENCODER_WIDTHS = {"unshuffle": (12, 12, 12, 24, 24, 24, 24, 24), "conv": (7, 7, 14, 56, 56, 56)}
 DECODER_WIDTHS = (5, 5, 10, 40, 40, 40, 40, 40)
 """Odd where a shape allows it: five channels under BatchNorm, three quarters of an unshuffle, three, five and seven heads."""
@@ -72,7 +74,7 @@ def keeps(draw, config: DCAEConfig, layout: Layout):
     return chosen
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", EACH)
 @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_cut_equals_mask_and_plans_compose(name, data):
@@ -98,7 +100,7 @@ def test_cut_equals_mask_and_plans_compose(name, data):
     assert all(torch.equal(value, once.state[key]) for key, value in twice.state.items())
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", EACH)
 def test_the_empty_plan_and_the_one_that_keeps_everything_are_the_identity(name):
     model = MODELS[name]
     everything = {site.name: range(site.total) for site in sites(model.config).values()}
@@ -109,7 +111,7 @@ def test_the_empty_plan_and_the_one_that_keeps_everything_are_the_identity(name)
             assert all(torch.equal(value, found[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", EACH)
 def test_masks_go_with_the_units_that_they_belong_to(name):
     model = MODELS[name]
     masks = prune_weights(model.state_dict(), "global_magnitude", rate=0.4)
@@ -121,7 +123,7 @@ def test_masks_go_with_the_units_that_they_belong_to(name):
         assert mask.shape == result.state[key].shape and torch.equal(mask, result.state[key] != 0)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", EACH)
 def test_two_prunings_with_save_and_load_between(name, tmp_path):
     model = copy.deepcopy(MODELS[name]).float()
     config, previous = model.config, Layout()
@@ -190,7 +192,7 @@ def test_surgery_of_resblocks_and_glus_agrees_with_torch_pruning(name, site_name
     agree(name, site_name, part, root, sorted(gone))
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", EACH)
 def test_scores_of_a_resblock_are_those_of_our_own_slices(name):
     model = copy.deepcopy(MODELS[name]).float()
     scores = score_units(model, "l2")

@@ -39,11 +39,12 @@ def by_hand(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("height", "width"), [(192, 192), (177, 240)])
 def test_ms_ssim_equals_torchmetrics(height, width):
     output, target = pair(height, width)
-    x, y = (torch.from_numpy(a).permute(0, 3, 1, 2).double() for a in (output, target))
+    # Of one image: theirs takes two seconds for each in float64.
+    x, y = (torch.from_numpy(a[:1]).permute(0, 3, 1, 2).double() for a in (output, target))
     theirs = multiscale_structural_similarity_index_measure(x, y, data_range=255.0, reduction="none", normalize="relu")
     full = np.ones(target.shape[:3], dtype=bool)
     # torchmetrics counts windows over the (reflected) border in the coarsest luminance; the paper's lie wholly in the image.
-    assert ms_ssim(output, target, full) == pytest.approx(theirs.numpy(), abs=2e-5)
+    assert ms_ssim(output, target, full)[:1] == pytest.approx(theirs.numpy(), abs=2e-5)
     plain = [
         np.mean([by_hand(output[i, ..., c].astype(float), target[i, ..., c].astype(float)) for c in range(3)], 0)
         for i in range(3)
