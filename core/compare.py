@@ -231,7 +231,8 @@ def relative_change(metric: Metric, value: float | None, reference: float | None
     """How much more (0.1 is 10 %) a value is than a reference; None where one is missing or a ratio says nothing."""
     if value is None or reference is None or reference == 0 or metric.higher_is_better is None:
         return None
-    return value / reference - 1.0
+    change = value / reference - 1.0
+    return change if reference > 0 else -change  # SSIM may be below 0: from -0.01 to -0.02 is less, not 100 % more
 
 
 def _shared_protocol(store: Store, needed: Sequence[str], notes: list[str]) -> tuple[str, dict[str, Any]] | None:

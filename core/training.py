@@ -66,7 +66,7 @@ class Checkpoint:
 
 def cleaning_rule(spec: RetrainSpec) -> str:
     """Which checkpoints of a training stay, in one sentence."""
-    every = f", of every {spec.keep_every}. epoch" if spec.keep_every else ""
+    every = {0: "", 1: ", those of every epoch"}.get(spec.keep_every, f", one in every {spec.keep_every} epochs")
     return (
         f"Kept: the {NUM_NEWEST} newest checkpoints, those asked for{every}, and those that a model was made of. The others go when "
         "the next one is whole. Each carries the best weights until then."

@@ -219,9 +219,12 @@ def _read_torch(path: Path, note: Note) -> dict[str, Tensor]:
 
 
 def _not_whole(path: Path, error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split())
+    reason = " ".join(str(error).split()).split(". ")[0].removesuffix(".")  # torch goes on with advice on its own options
     return CheckpointError(
-        f"{path.name} is no whole PyTorch checkpoint: {reason}", code="not_a_checkpoint", given=str(path), legal=LEGAL_FILE
+        f"{path.name} is no whole PyTorch checkpoint: {reason}.",
+        code="not_a_checkpoint",
+        given=str(path),
+        legal=LEGAL_FILE,
     )
 
 

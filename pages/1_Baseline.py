@@ -19,8 +19,10 @@ SUFFIXES = (".safetensors", ".pt", ".pth")
 def import_and_show(source: str) -> None:
     """Imports and makes the result this page's model."""
     with guarded(), st.spinner("Importing…"):
-        row = manager.initialize_model(source)
-        st.query_params["model"] = row.id
+        job = manager.wait(manager.import_model(source).id)
+        st.query_params["model"] = str(job.model_id)
+        if notes := job.result.get("notes"):
+            st.toast(f"Imported: {'; '.join(notes)}.", icon=":material/info:", duration="long")
         st.rerun()
 
 

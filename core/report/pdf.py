@@ -37,6 +37,8 @@ def to_pdf(found: Document) -> bytes:
             flow += [CondPageBreak(_needed(found.blocks[number + 1 :])), *_block(block, styles, page.width)]
         else:
             flow += [*_block(block, styles, page.width), Spacer(1, 5)]
+    while flow and isinstance(flow[-1], Spacer):
+        flow.pop()  # on a page that is full, the space after the last block would begin an empty one
     page.build(flow, onFirstPage=_footer, onLaterPages=_footer)
     return out.getvalue()
 

@@ -46,6 +46,8 @@ class State:
 
 
 state = State(Settings.model_construct())
+JOB_FAILED = ("crashed", "hung", "worker_died", "not_finite", "cancelled", "out_of_memory", "disk_full", "checkpoint_write")
+"""Codes of errors that came over a job or the machine: exit code 1. Any other is a mistake in what was asked: 2."""
 
 
 @app.callback()
@@ -76,6 +78,8 @@ def finish(manager: ModelManager, job: JobRow) -> None:
         output.emit({"job": done.to_json(), "model": model})
         return
     output.show_warnings(manager, done)
+    for said in output.outcome_lines(done):
+        output.console.print(said, markup=False, highlight=False)
     if done.model_id:
         row = manager.get_model(done.model_id)
         output.console.print(f"{row.id}  {row.name}  {row.facts['parameters']:,.0f} parameters", highlight=False)
@@ -359,9 +363,9 @@ def main(arguments: list[str] | None = None) -> None:
     """The entry: errors become one line and an exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        app(args=common_first(given), standalone_mode=False)
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
+        # Outside its standalone mode click returns the code of a `typer.Exit` instead of ending with it.
+        if code := app(args=common_first(given), standalone_mode=False):
+            sys.exit(code)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except Exception as error:  # the terminal's boundary
@@ -372,4 +376,4 @@ def main(arguments: list[str] | None = None) -> None:
             fields = {"code": "bug", "message": f"{type(error).__name__}: {error}", "given": None, "legal": None,
                       "next": "This is a bug of Offshoot: please report it."}  # fmt: skip
         output.emit_error(fields) if "--json" in given else output.show_error(fields)
-        sys.exit({"bug": 3, "crashed": 1, "not_finite": 1, "cancelled": 1}.get(str(fields["code"]), 2))
+        sys.exit(3 if fields["code"] == "bug" else 1 if fields["code"] in JOB_FAILED else 2)

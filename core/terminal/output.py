@@ -53,6 +53,13 @@ def show_warnings(manager: ModelManager, job: JobRow) -> None:
         problems.print(said, style="yellow", markup=False, highlight=False)
 
 
+def outcome_lines(job: JobRow) -> list[str]:
+    """What a person should hear of a finished job besides its model: what an import converted, where and why a training ended early."""
+    result = job.result
+    early = [f"It ended at step {result['steps']}: {result['stopped']}."] if result.get("stopped") else []
+    return [*result.get("notes", []), *early]
+
+
 def follow(manager: ModelManager, job: JobRow, *, quiet: bool, wait: Callable[..., JobRow] | None = None) -> JobRow:
     """Waits for a job with a progress bar (by default until it is done); raises the job's own error."""
     wait = wait or manager.wait

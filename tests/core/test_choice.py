@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from core.choice import dominates, normalised, pareto_front, ranking
+from core.compare import METRICS, relative_change
 from core.errors import CoreError
 
 # (decode ms, PSNR dB): less and more are better. By hand: c is beaten by b (faster and better), e equals b.
@@ -87,3 +88,10 @@ def test_what_cannot_be_ranked_by_is_refused(weights):
     with pytest.raises(CoreError) as caught:
         ranking(FIGURES, BETTER, weights)
     assert caught.value.legal
+
+
+def test_a_change_of_a_negative_figure_has_the_sign_of_the_difference():
+    ssim = METRICS["ssim"]
+    assert relative_change(ssim, -0.02, -0.01) == pytest.approx(-1.0)  # less similar, whatever the quotient says
+    assert relative_change(ssim, 0.01, -0.01) == pytest.approx(2.0)
+    assert relative_change(ssim, 0.4, 0.5) == pytest.approx(-0.2)

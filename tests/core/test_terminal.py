@@ -165,6 +165,14 @@ def test_mistakes_exit_with_two_and_say_what_is_legal(call):
     assert code == 2 and "batch-size" in answer["error"]["message"]
 
 
+def test_a_verb_that_finds_something_broken_ends_with_one(call, tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "cut.pth").write_bytes(b"PK\x03\x04cut")
+    code, answer = call("rewrite", str(tmp_path / "old"), str(tmp_path / "new"))
+    assert code == 1 and answer["data"][0]["target"] is None
+    assert call("lineage")[0] == 0
+
+
 def test_help_tells_defaults_and_what_stands_in_brackets():
     told = " ".join(CliRunner().invoke(terminal.app, ["retrain", "--help"], env={"COLUMNS": "400"}).output.split())
     assert "[default: cosine]" in told and "[row id, how many times as often]" in told

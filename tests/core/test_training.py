@@ -112,7 +112,7 @@ def test_every_nth_epoch_stays_by_the_rule_that_is_told(bench, service):
     assert sorted(found) == [4, 8, 12, 14]
     assert found[4] == found[8] == found[12] == "every so many epochs" and found[14] == "newest"
     spec = RetrainSpec.model_validate(job.spec)
-    assert "of every 2. epoch" in cleaning_rule(spec) and "epoch" not in cleaning_rule(RetrainSpec())
+    assert "one in every 2 epochs" in cleaning_rule(spec) and "epoch" not in cleaning_rule(RetrainSpec())
 
 
 def test_a_checkpoint_becomes_a_model_beside_the_training(bench, service):
