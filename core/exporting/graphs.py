@@ -75,7 +75,7 @@ def program(model: DCAE, part: str, *, dtype: torch.dtype, processing: bool, dyn
         shapes = {0: images, 2: height, 3: width}
     # As torch's ONNX exporter sets it: a view's strides are not sought by proving how symbolic sizes divide, which took two thirds of
     # an encoder's export.
-    with torch.no_grad(), _quiet(), shape_settings.patch(backed_size_oblivious=True):
+    with torch.no_grad(), _quiet(), shape_settings.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(made.eval(), (x,), dynamic_shapes=(shapes,) if dynamic else None)
 
 
