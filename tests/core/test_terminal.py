@@ -174,7 +174,7 @@ def test_a_verb_that_finds_something_broken_ends_with_one(call, tmp_path):
 
 
 def test_help_tells_defaults_and_what_stands_in_brackets():
-    told = " ".join(CliRunner().invoke(terminal.app, ["retrain", "--help"], env={"COLUMNS": "400"}).output.split())
+    told = " ".join(CliRunner().invoke(get_command(terminal.app), ["retrain", "--help"], env={"COLUMNS": "400"}).output.split())
     assert "[default: cosine]" in told and "[row id, how many times as often]" in told
 
 
