@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from core.errors import CoreError
 
+SAME = 1e-12
+"""Scores closer than this are equal but for rounding."""
+
 
 @dataclass(frozen=True)
 class Front:
@@ -23,9 +26,13 @@ class Front:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One model's place: `score` in [0, 1], and of each figure its normalised value in [0, 1] (1 is the best of those ranked)."""
+    """One model's place: `score` in [0, 1], and of each figure its normalised value in [0, 1] (1 is the best of those ranked).
+
+    Models of one score share a place, and the places behind them stay free.
+    """
 
     id: str
+    place: int
     score: float
     parts: Mapping[str, float]
 
@@ -86,7 +93,7 @@ def ranking(
     directions: Mapping[str, bool | None],
     weights: Mapping[str, float],
 ) -> Ranking:
-    """Models by the weighted mean of their normalised figures; ties by id, so that the order is always the same.
+    """Models by the weighted mean of their normalised figures; of equal ones by id, so that the order is always the same.
 
     `figures` is model -> figure -> value, `directions` figure -> whether more is better, `weights` figure -> its weight, 0 for a figure
     that does not count. Raises CoreError where no weight is above 0, one is negative, or a figure has no better direction.
@@ -115,5 +122,7 @@ def ranking(
         for name, value in normalised(values, bool(directions[key])).items():
             parts[name][key] = value
     total = sum(used.values())
-    found = [Ranked(name, sum(used[key] * parts[name][key] for key in used) / total, parts[name]) for name in whole]
-    return Ranking(tuple(sorted(found, key=lambda one: (-one.score, one.id))), left_out)
+    scores = {name: sum(used[key] * parts[name][key] for key in used) / total for name in whole}
+    place = {name: 1 + sum(other > score + SAME for other in scores.values()) for name, score in scores.items()}
+    order = sorted(whole, key=lambda name: (place[name], name))
+    return Ranking(tuple(Ranked(name, place[name], scores[name], parts[name]) for name in order), left_out)

@@ -42,8 +42,8 @@ class Quality:
 def quality(store: Store, comparison: Comparison, reference: str | None = None) -> Quality:
     """Intervals and paired differences of a comparison's models, on the images of its protocol.
 
-    `reference` is one of its models (None: the first baseline among them, else the first). p-values of one figure are corrected for the
-    number of models that are held against the reference (Holm). Raises CoreError for a reference that is not compared.
+    `reference` is one of its models (None: of those evaluated the first baseline, else the first). p-values of one figure are corrected
+    for the number of models that are held against the reference (Holm). Raises CoreError for a reference that is not compared.
     """
     ids = [model.id for model in comparison.models]
     chosen = reference_of(comparison, reference)
@@ -74,7 +74,8 @@ def quality(store: Store, comparison: Comparison, reference: str | None = None) 
 def reference_of(comparison: Comparison, reference: str | None = None) -> str:
     """The model that differences are to, as `quality` says; raises CoreError for one that is not compared."""
     ids = [model.id for model in comparison.models]
-    chosen = reference or next((m.id for m in comparison.models if m.parent_id is None), ids[0])
+    judged = [m for m in comparison.models if comparison.figures[m.id]["psnr_db"].value is not None] or comparison.models
+    chosen = reference or next((m.id for m in judged if m.parent_id is None), judged[0].id)
     if chosen not in ids:
         raise CoreError("The reference must be one of the models compared.", code="reference", given=chosen, legal=ids)
     return chosen

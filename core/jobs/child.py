@@ -141,7 +141,8 @@ def _run(context: Context) -> None:
         model=outcome.model,
         scores=outcome.scores,
         measurements=outcome.measurements,
-        result=outcome.result,
+        # Sums depend on how many threads share them: who makes a model again must know.
+        result={"threads": torch.get_num_threads(), **outcome.result},
         attempt=job.attempt,
     )
     if job.operation == "import" and done.model_id and "current" not in st.aliases(context.store):

@@ -97,7 +97,7 @@ def _weights(text: str) -> dict[str, float]:
 
 
 def _ranking_json(found: Ranking) -> dict[str, Any]:
-    ranked = [{"id": one.id, "score": one.score, "parts": dict(one.parts)} for one in found.ranked]
+    ranked = [{"id": one.id, "place": one.place, "score": one.score, "parts": dict(one.parts)} for one in found.ranked]
     return {"ranked": ranked, "left_out": {ref: list(keys) for ref, keys in found.left_out.items()}}
 
 
@@ -141,9 +141,11 @@ def _show_front(comparison: Comparison, front: Front, axes: Sequence[str]) -> No
 def _show_ranking(comparison: Comparison, found: Ranking) -> None:
     names = {m.id: m.name for m in comparison.models}
     keys = list(found.ranked[0].parts) if found.ranked else []
-    table = Table("", "score", *(METRICS[key].title for key in keys), header_style="bold", title="Ranking: 1 is best of these")
+    table = Table(
+        "", "", "score", *(METRICS[key].title for key in keys), header_style="bold", title="Ranking: 1 is best of these"
+    )
     for one in found.ranked:
-        table.add_row(names[one.id], f"{one.score:.3f}", *(f"{one.parts[key]:.2f}" for key in keys))
+        table.add_row(str(one.place), names[one.id], f"{one.score:.3f}", *(f"{one.parts[key]:.2f}" for key in keys))
     output.console.print(table)
     told = under(comparison, keys)
     if told:

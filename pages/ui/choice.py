@@ -161,8 +161,8 @@ def ranking_section(manager: ModelManager, comparison: Comparison) -> None:
     names = {m.id: m.name for m in comparison.models}
     used = [key for key, weight in weights.items() if weight > 0]
     table = [
-        {"": place, "model": names[one.id], "score": one.score, **{METRICS[key].title: one.parts[key] for key in used}}
-        for place, one in enumerate(found.ranked, 1)
+        {"": one.place, "model": names[one.id], "score": one.score, **{METRICS[key].title: one.parts[key] for key in used}}
+        for one in found.ranked
     ]
     bars = {
         title: st.column_config.ProgressColumn(min_value=0.0, max_value=1.0, format="%.2f")

@@ -78,7 +78,7 @@ def test_weights_count_relative_to_each_other_and_ties_keep_their_order():
     one, ten = (ranking(FIGURES, BETTER, {"psnr_db": k, "decode_ms": 3 * k}) for k in (1, 10))
     assert [(r.id, pytest.approx(r.score)) for r in one.ranked] == [(r.id, r.score) for r in ten.ranked]
     alike = ranking({"b": {"x": 1.0}, "a": {"x": 1.0}}, {"x": True}, {"x": 1})
-    assert [(r.id, r.score) for r in alike.ranked] == [("a", 1.0), ("b", 1.0)]
+    assert [(r.id, r.place, r.score) for r in alike.ranked] == [("a", 1, 1.0), ("b", 1, 1.0)]
     assert normalised({"a": 2.0, "b": 2.0}, False) == {"a": 1.0, "b": 1.0}
     assert ranking({"a": {}}, {"x": True}, {"x": 1}).ranked == ()
 

@@ -72,6 +72,8 @@ def test_differences_are_paired_by_image_and_corrected_together(many):
 def test_what_has_no_pairs_says_so(many):
     manager, rows, _ = many
     found = manager.quality([rows["base"], rows["worse"], rows["elsewhere"]])
+    first = manager.quality([rows["elsewhere"], rows["base"], rows["worse"]])
+    assert first.reference == rows["base"] and rows["worse"] in first.differences, "who was not evaluated is no reference"
     assert rows["elsewhere"] not in found.intervals, "another protocol's 50 dB is not shown beside these"
     alone = manager.quality([rows["elsewhere"]])
     assert alone.intervals[rows["elsewhere"]]["psnr_db"].low is None and "4 of the 8" in alone.notes[0]
