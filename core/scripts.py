@@ -80,6 +80,11 @@ def _steps(store: Store, chain: Sequence[ModelRow]) -> tuple[list[_Step], str, i
     return steps, (devices[-1] if devices else "cpu"), (threads[-1] if threads else 0)
 
 
+def _conditions(device: str, threads: int) -> str:
+    count = f"{threads or 'all'} thread{'' if threads == 1 else 's'}"
+    return f"# The id is the same on the same images, with device {device} and {count} as on record."
+
+
 def python_script(store: Store, chain: Sequence[ModelRow]) -> str:
     """The chain in Python; a chain is told parents first."""
     steps, device, threads = _steps(store, chain)
@@ -87,7 +92,7 @@ def python_script(store: Store, chain: Sequence[ModelRow]) -> str:
     variables = {step.row.id: step.variable for step in steps}
     lines = [
         f"# Makes {row.name} ({row.id}) from its baseline: python FILE [STORE], with Offshoot's folder in PYTHONPATH.",
-        f"# The id is the same on the same images, with device {device} and {threads or 'all'} threads as on record.",
+        _conditions(device, threads),
         "",
         "import sys",
         "",
@@ -133,11 +138,12 @@ def terminal_script(store: Store, chain: Sequence[ModelRow]) -> str:
     lines = [
         "#!/bin/sh",
         f"# Makes {row.name} ({row.id}) from its baseline: sh FILE [STORE], in the folder of Offshoot.",
-        f"# The id is the same on the same images, with device {device} and {threads or 'all'} threads as on record.",
+        _conditions(device, threads),
         "set -eu",
         'store="${1:-remade}"',
         f"export OFFSHOOT_DEVICE={shlex.quote(device)} OFFSHOOT_NUM_THREADS={threads}",
-        'python="${PYTHON:-python}"',
+        'python="${PYTHON:-.venv/bin/python}"',
+        '[ -x "$python" ] || command -v "$python" > /dev/null || python=python3',
         'specs="$(mktemp -d)"',
         "trap 'rm -rf \"$specs\"' EXIT",
         'offshoot() { "$python" -m core --store "$store" "$@"; }',
