@@ -63,6 +63,8 @@ def script(
         output.emit({"kind": kind, "script": text, "file": str(out) if out is not None else None})
     elif out is None:
         output.console.file.write(text)
+    else:
+        output.console.print(f"{out}: {len(text.splitlines())} lines.", markup=False, highlight=False)
 
 
 def annotate(
