@@ -90,6 +90,8 @@ def test_a_reset_that_cannot_be_is_told(bench, service, parent):
         bench.perform(bench.claim())
     with pytest.raises(CoreError, match="Name at least one layer"):
         service.reset_layers(parent, {})
+    names = service.layer_names(parent)
+    assert names[: len(PARTS)] == PARTS and "decoder.stages.1.blocks.0.conv1" in names and len(set(names)) == len(names), names
     with pytest.raises(ValueError, match="seed would have no effect"):
         ResetSpec(layers=("encoder.conv_in",), to="parent", seed=3)
 
