@@ -16,7 +16,7 @@ from pages.ui.model_table import EXAMPLE, models_table  # noqa: E402
 
 ROWS = 5000  # of the table: more are found by a search
 HEAD_START = 0.25
-"""Seconds: what a browser gets together it draws together, and the card's sixty elements would hold up thousands of models."""
+"""Seconds, when the page is opened: what a browser gets together it draws together, and the card would hold up thousands of models."""
 
 
 def title_of(key: str) -> str:
@@ -72,7 +72,7 @@ def show_chart() -> None:
 clicked = st.session_state.pop("lineage-clicked", False)
 if not clicked:
     show_chart()
-    if len(around) > LARGE:
+    if len(around) > LARGE and st.session_state["lineage-visits"] == 1:
         time.sleep(HEAD_START)
 told = [f"{len(around)} of {len(forest.models)} models are drawn; a click on one shows it below."]
 if beyond:

@@ -41,14 +41,10 @@ MANIFEST_NAME = "manifest.json"
 LOCK_NAME = "import.lock"
 _BLOB = re.compile(r"blobs/([0-9a-f]{2})/([0-9a-f]{62})")
 _LOG = re.compile(r"jobs/(j_[0-9a-f]+)/log\.jsonl")
-_ENCRYPTED = 1
-"""Bit of a zip entry's flags."""
 _UNREADABLE = (
     zipfile.BadZipFile,  # a directory, header or checksum that is off
     EOFError,  # an entry that ends early
-    # zipfile's word for a zip version, a packing or a flag that it does not know: one altered bit of the directory says so, and it is
-    # raised while the directory is read, before any entry could be looked at. Nothing of ours is unfinished.
-    NotImplementedError,
+    RuntimeError,  # what zipfile will not read: a version of the format or a flag that it does not know, a password
     zlib.error,  # a deflate stream that cannot be
 )
 """What `zipfile` raises for damaged bytes; they have no base in common. A test meets each of them; whatever else is raised is our own
@@ -313,8 +309,8 @@ def _check_entries(path: Path, archive: zipfile.ZipFile) -> None:
         name = entry.filename
         if name not in (MANIFEST_NAME, DATABASE_NAME) and not _BLOB.fullmatch(name) and not _LOG.fullmatch(name):
             raise _bad(path, f"it holds {name!r}")
-        if entry.flag_bits & _ENCRYPTED or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise _bad(path, f"{name} is encrypted, or packed in another way than ours")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise _bad(path, f"{name} is packed in another way than ours")
 
 
 def _manifest(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:

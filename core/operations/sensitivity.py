@@ -84,7 +84,8 @@ def run(spec: SensitivitySpec, context: Context) -> Outcome:
                     file.write(json.dumps([knob, rate, cell.share, cell.figures]) + "\n")
                     file.flush()
                 cells.append(cell)
-    alone, together = (tuple(cell for cell in cells if (cell.knob == TOGETHER) is joint) for joint in (False, True))
+    alone = tuple(cell for cell in cells if cell.knob != TOGETHER)
+    together = tuple(cell for cell in cells if cell.knob == TOGETHER)
     protocol = {
         "images_sha256": pinned.digest,
         "num_images": len(pinned),
@@ -120,7 +121,7 @@ def _pruned_state(
     model = parent.model
     if images is None:
         return model.state_dict()
-    if grams and all(name in grams for name in keep):
+    if all(name in grams for name in keep):
         return fold_alone(model, keep, grams, parent.masks)
     return compensate(model, keep, images, masks=parent.masks, exact_norms=how.stream_norms == "exact")
 

@@ -8,7 +8,7 @@ what each adds alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -70,8 +70,8 @@ class SensitivityTable:
             "protocol": dict(self.protocol),
             "knobs": {name: list(sites) for name, sites in self.knobs.items()},
             "whole": dict(self.whole),
-            "cells": [_cell_to_json(cell) for cell in self.cells],
-            "together": [_cell_to_json(cell) for cell in self.together],
+            "cells": [asdict(cell) for cell in self.cells],
+            "together": [asdict(cell) for cell in self.together],
         }
 
     @classmethod
@@ -79,10 +79,7 @@ class SensitivityTable:
         """Reads `to_json`'s values; raises CoreError for another version."""
         if data.get("version") != TABLE_VERSION:
             raise CoreError("This sensitivity table was made by another version.", code="table_version", next="Measure again.")
-        cells, together = (
-            tuple(Cell(c["knob"], c["rate"], c["share"], c["figures"]) for c in data.get(key, ()))
-            for key in ("cells", "together")
-        )
+        cells, together = (tuple(Cell(**cell) for cell in found) for found in (data["cells"], data.get("together", ())))
         knobs = {name: tuple(sites) for name, sites in data["knobs"].items()}
         return cls(data["model"], data["layout_digest"], data["protocol"], knobs, data["whole"], cells, together)
 
@@ -114,20 +111,19 @@ class SensitivityTable:
         Their sum, times the ratio that was measured where all knobs were pruned at once and added up to as much, to the power of how
         spread the sum is over knobs: 1 - sum of squared shares, over that of the measurement. So one knob alone adds what it adds.
         """
-        total = sum(added)
-        anchors = self._anchors[metric]
-        if total <= 0 or not anchors:
+        total, anchors = sum(added), self._anchors[metric]
+        if total <= 0 or anchors is None:
             return total
-        sums, ratios, spreads = (np.array(column) for column in zip(*anchors, strict=True))
-        points = np.log([sums[0] * SMALL, *sums])
-        ratio = float(np.interp(np.log(total), points, np.log([1.0, *ratios])))
-        spread = (1.0 - sum((own / total) ** 2 for own in added)) / float(np.interp(np.log(total), points[1:], spreads))
-        return total * float(np.exp(ratio * min(1.0, spread)))
+        sums, ratios, spreads = anchors
+        at = np.log(total)
+        spread = (1.0 - sum((own / total) ** 2 for own in added)) / float(np.interp(at, sums, spreads))
+        return total * float(np.exp(float(np.interp(at, sums, ratios)) * min(1.0, spread)))
 
     @cached_property
-    def _anchors(self) -> Mapping[str, Sequence[tuple[float, float, float]]]:
-        """By metric, by rising sum: the sum of what each knob adds alone, measured over sum, and how spread the sum is."""
-        found: dict[str, list[tuple[float, float, float]]] = {}
+    def _anchors(self) -> Mapping[str, tuple[np.ndarray, ...] | None]:
+        """By metric, by rising sum: logarithms of the sum of what each knob adds alone and of measured over sum, and how spread the
+        sum is over knobs, each `(anchors,)`; None where nothing was measured together. The first is so small that nothing grows."""
+        found: dict[str, tuple[np.ndarray, ...] | None] = {}
         for metric in self.metrics:
             start = squared_error(self.whole[metric])
             rows = []
@@ -136,10 +132,8 @@ class SensitivityTable:
                 total, measured = sum(alone), squared_error(joint.figures[metric]) - start
                 spread = 1.0 - sum((own / total) ** 2 for own in alone) if total > 0 else 0.0
                 if spread > 0 and measured > 0:
-                    rows.append((total, measured / total, spread))
-            found[metric] = sorted(rows)
+                    rows.append((np.log(total), np.log(measured / total), spread))
+            rows.sort()
+            first = [(rows[0][0] + np.log(SMALL), 0.0, rows[0][2])] if rows else []
+            found[metric] = tuple(np.array(column) for column in zip(*first, *rows, strict=True)) if rows else None
         return found
-
-
-def _cell_to_json(cell: Cell) -> dict[str, Any]:
-    return {"knob": cell.knob, "rate": cell.rate, "share": cell.share, "figures": dict(cell.figures)}
