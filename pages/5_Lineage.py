@@ -15,8 +15,8 @@ from pages.ui.forest import LARGE, OPERATION, Drawing, draw, picks  # noqa: E402
 from pages.ui.model_table import EXAMPLE, models_table  # noqa: E402
 
 ROWS = 5000  # of the table: more are found by a search
+# Seconds, when the page is opened: what a browser gets together it draws together, and the card would hold up thousands of models.
 HEAD_START = 0.25
-"""Seconds, when the page is opened: what a browser gets together it draws together, and the card would hold up thousands of models."""
 
 
 def title_of(key: str) -> str:

@@ -44,6 +44,14 @@ def test_the_service_never_imports_torch(module):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("page", [ROOT / "Home.py", *sorted((ROOT / "pages").glob("*.py"))], ids=lambda path: path.name)
+def test_a_page_has_no_string_that_streamlit_would_show(page):
+    """Streamlit's magic writes expressions that stand alone, but for a file's docstring."""
+    lone = [node.value.value for node in ast.parse(page.read_text()).body[1:]
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]  # fmt: skip
+    assert lone == []
+
+
 def test_the_public_surface_of_dcaecore_resolves():
     import dcaecore
 
