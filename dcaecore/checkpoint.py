@@ -34,6 +34,8 @@ FORMAT = 2
 KEY = "offshoot"
 MASK_PREFIX = "mask:"
 VALUES_PREFIX = "values:"
+CACHE_LINE = 64
+"""Bytes; where torch begins the tensors that it makes."""
 LEGAL_FILE = "a whole .safetensors, .pt or .pth file with the weights of a DC-AE"
 COPY_AGAIN = "Copy or download it again."
 
@@ -249,8 +251,16 @@ def build(config: DCAEConfig, layout: Layout, state: Mapping[str, Tensor], *, na
                 given=list(state[key].shape),
                 legal=list(value.shape),
             )
-    model.load_state_dict(dict(state), strict=True, assign=True)
+    model.load_state_dict({key: _aligned(value) for key, value in state.items()}, strict=True, assign=True)
     return model.requires_grad_(True).eval()
+
+
+def _aligned(value: Tensor) -> Tensor:
+    """The tensor, copied where it does not begin on a cache line, as those that lie in a mapped file may not.
+
+    Kernels choose their order of summation by that, so a model read from a file would differ in last bits from the one that was saved.
+    """
+    return value if value.data_ptr() % CACHE_LINE == 0 else value.clone()
 
 
 def load_model(path: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
