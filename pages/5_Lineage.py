@@ -7,6 +7,7 @@ from pages.ui.boot import boot, guarded
 manager = boot("Lineage")
 
 import streamlit as st  # noqa: E402
+from streamlit.runtime.scriptrunner import get_script_run_ctx  # noqa: E402
 
 from core.compare import METRICS  # noqa: E402
 from pages.ui.card import again, delete_popover, housekeeping, story, words  # noqa: E402
@@ -17,6 +18,7 @@ from pages.ui.model_table import EXAMPLE, models_table  # noqa: E402
 ROWS = 5000  # of the table: more are found by a search
 # Seconds, when the page is opened: what a browser gets together it draws together, and the card would hold up thousands of models.
 HEAD_START = 0.25
+CLICK = "lineage-click"
 
 
 def title_of(key: str) -> str:
@@ -24,13 +26,26 @@ def title_of(key: str) -> str:
 
 
 def follow_click(drawing: Drawing, key: str) -> None:
-    """A click on a model puts it in the URL."""
+    """Remembers a click on a model with what the URL held then."""
     event, memory = st.session_state[key], f"{key}-picks"
     clicked = drawing.clicked(event, st.session_state.get(memory))
     st.session_state[memory] = picks(event)
     if clicked:
-        st.query_params["model"] = clicked
-        st.session_state["lineage-clicked"] = True
+        st.session_state[CLICK] = clicked, st.query_params.get("model")
+
+
+def last_click() -> str | None:
+    """The model clicked, until the URL that a browser sends has it or leads elsewhere.
+
+    A wish that follows a click at once still brings the URL as it was before it, and would take the click back.
+    """
+    clicked, before = st.session_state.get(CLICK, (None, None))
+    run = get_script_run_ctx()
+    left_and_come_back = "view" not in st.session_state
+    if left_and_come_back or st.query_params.get("model") != before or (run is not None and run.is_history_navigation):
+        st.session_state.pop(CLICK, None)
+        return None
+    return clicked
 
 
 if st.session_state.setdefault("lineage-visits", 0) == 0:
@@ -41,6 +56,9 @@ st.title("Lineage")
 forest = manager.forest()
 current = manager.current()
 assert current is not None
+clicked = last_click()
+if clicked is not None:
+    st.query_params["model"] = clicked
 chosen = st.query_params.get("model", current.id)
 with guarded():
     chosen = chosen if chosen in forest.by_id else manager.get_model(chosen).id
@@ -69,8 +87,7 @@ def show_chart() -> None:
 
 
 # After a click the card comes first: of ten thousand models, moving the ring takes a browser as long as all the rest.
-clicked = st.session_state.pop("lineage-clicked", False)
-if not clicked:
+if clicked is None:
     show_chart()
     if len(around) > LARGE and st.session_state["lineage-visits"] == 1:
         time.sleep(HEAD_START)
@@ -120,5 +137,5 @@ with guarded():
     with told_right:
         words(manager, row)
     housekeeping(manager)
-if clicked:
+if clicked is not None:
     show_chart()

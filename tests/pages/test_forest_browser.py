@@ -26,7 +26,8 @@ def pixel(drawing: Drawing, ref: str, width: float) -> tuple[float, float]:
     """Where a model stands on the canvas, from the options' own axes and margins."""
     options = drawing.options
     ((x, y),) = [
-        value[:2] for number, refs in drawing.series.items() for at, value in enumerate(options["series"][number]["data"])
+        (value["value"] if isinstance(value, dict) else value)[:2]
+        for number, refs in drawing.series.items() for at, value in enumerate(options["series"][number]["data"])
         if refs[at] == ref
     ]  # fmt: skip
     grid, across, down = options["grid"], options["xAxis"], options["yAxis"]
@@ -86,6 +87,43 @@ def test_ten_thousand_models_are_painted_hovered_clicked_searched_and_coloured(s
         page.get_by_text("more descendants do not fit").wait_for()
         page.wait_for_function(PAINTED, polling=50)
         assert "view=forest" not in page.url and wanted.id in page.url
+    finally:
+        server.stop()
+        manager.store.close()
+
+
+def test_a_click_counts_though_another_wish_overtakes_it(settings, page):
+    """The second wish is sent before the browser hears of the first, so its URL lacks the model; going back still leads back."""
+    manager = ModelManager(settings=settings)
+    fill(manager.store, 12)
+    server, held = Server(settings), None
+
+    def between(socket) -> None:
+        upstream = socket.connect_to_server()
+        upstream.on_message(lambda message: socket.send(message) if held is None else held.append((socket, message)))
+
+    page.route_web_socket("**/_stcore/stream", between)
+    try:
+        page.goto(f"{server.url}/Lineage?view=forest")
+        page.wait_for_function(PAINTED, polling=50)
+        page.locator(DONE).wait_for()
+        forest, current = manager.forest(), manager.current()
+        wanted = next(leaf for leaf in forest.models if leaf.id != current.id)
+        held = []
+        click_model(page, forest, current.id, wanted.id)
+        page.wait_for_timeout(1000)
+        assert held and "model=" not in page.url
+        page.get_by_text("models as a table").click()
+        page.wait_for_timeout(1000)
+        late, held = held, None
+        for socket, message in late:
+            socket.send(message)
+        page.get_by_test_id("stDataFrame").wait_for()
+        page.get_by_role("heading", name=wanted.name).wait_for()
+        page.locator(DONE).wait_for()
+        assert wanted.id in page.url and page.get_by_role("heading", name=wanted.name).count() == 1
+        page.go_back()
+        page.get_by_role("heading", name=current.name).wait_for()
     finally:
         server.stop()
         manager.store.close()
