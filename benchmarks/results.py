@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+
+from core.operations.clock import device_name
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = "# Measured\n\nBy `make bench`; ratios within one run, since machines are noisy.\n"
@@ -20,7 +21,7 @@ def machine() -> str:
     asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
     commit = asked.stdout.strip() or "unknown"
     threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    return f"{platform.machine()} CPU, {threads}, commit {commit}, {datetime.now(UTC):%Y-%m-%d}"
+    return f"{device_name('cpu')}, {threads}, commit {commit}, {datetime.now(UTC):%Y-%m-%d}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
