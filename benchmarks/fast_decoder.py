@@ -28,6 +28,8 @@ RECIPE = {
     "reconstruction_loss": "l1+mse", "betas": [0.9, 0.99], "ema_decay": 0.995, "val_steps": 32, "eval_interval": 5,
     "best_metric": "foreground_psnr_db",
 }  # fmt: skip
+PLAIN = {key: RECIPE[key] for key in ("batch_size", "warmup_epochs", "init_lr", "frozen_part", "val_steps", "eval_interval")}
+"""The form's own loss (L1 over all pixels alike), optimizer and choice of the best step, at the same rate and batch."""
 EPOCH = 50
 BATCHES = (8, 1)
 
@@ -44,6 +46,7 @@ class Way:
 
 WAYS = (
     Way("Offshoot", NARROW, 42, RECIPE),
+    Way("plain L2, one rate, plain retraining", ONE_RATE, 42, PLAIN),
     Way("plain L2, one rate", ONE_RATE, 42, RECIPE),
     Way("plain L2, same widths", changed(NARROW, score="l2", compensate=False), 42, RECIPE),
     Way("dense, retrained", None, 24, RECIPE),
@@ -100,7 +103,8 @@ def report(manager: ModelManager, dense: str) -> None:
             f"`.venv/bin/python -m benchmarks.fast_decoder` on {machine()}. Demo model, `mspacman`, 128 px, float32; quality on 64 "
             f"test images; decode: median of 20 interleaved repeats at batch {' and '.join(map(str, BATCHES))}. Minutes: the "
             "retraining with its validations. Only the decoder is pruned. Where the encoder is held, latents are the baseline's, "
-            "and a world model that was trained on them can stay.",
+            "and a world model that was trained on them can stay. Plain retraining: the form's own loss (L1), optimizer and choice of "
+            "the best step; the others as Offshoot's preset.",
             "",
             *table(["", "retrained", "PSNR", "foreground", "decode, batch 8", "batch 1", "parameters", "latent drift"], rows),
         ],
