@@ -68,7 +68,7 @@ class Exports:
         if given.format in ("diffusers", "original") and (layout.kept or layout.held):
             raise CoreError(
                 f"{row.name} was cut at {len(layout.kept) or len(layout.held)} places: the {given.format} format knows whole stages only.",
-                code="shape", given=given.format, legal=["onnx", "torch_export", "offshoot"],
+                code="shape", given=given.format, legal=["onnx", "openvino", "torch_export", "offshoot"],
             )  # fmt: skip
         weights_path(self.store, row)
         return given

@@ -1,4 +1,4 @@
-"""Graphs of encoder and decoder: torch.export programs, and ONNX files made from them, in float or with 8-bit convolutions.
+"""Graphs of encoder and decoder: torch.export programs, ONNX files made of them, in float or with 8-bit convolutions, OpenVINO of those.
 
 Axes: B batch, C channels, H height, W width. A graph takes and gives `(B, 3, H, W)` in [-1, 1] and latents `(B, C, h, w)`; with processing
 inside, 8-bit `(B, H, W, 3)` images instead. Latents are in the graph's dtype.
@@ -90,6 +90,14 @@ def to_onnx(exported: Any, part: str, path: Path, opset: int) -> None:
         assert made is not None
         made.save(str(path), external_data=False)
     onnx.checker.check_model(str(path))
+
+
+def to_openvino(path: Path, target: Path) -> list[Path]:
+    """Writes an ONNX file as OpenVINO's pair, `.xml` and `.bin`, weights as they are. Its own reader, which reports to nobody."""
+    import openvino
+
+    openvino.save_model(openvino.Core().read_model(str(path)), str(target), compress_to_fp16=False)
+    return [target, target.with_suffix(".bin")]
 
 
 def quantize(path: Path, target: Path, batches: list[np.ndarray]) -> None:

@@ -32,6 +32,22 @@ def onnx_call(path: Path, threads: int) -> Call:
     return call
 
 
+def openvino_call(path: Path, threads: int) -> Call:
+    """An OpenVINO model on the CPU, in float32 arithmetic (on some processors its own choice is bfloat16); inputs are cast as ONNX's."""
+    import openvino
+
+    core = openvino.Core()
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = core.compile_model(core.read_model(str(path)), "CPU", hints)
+    dtype = compiled.input(0).element_type.to_dtype()
+
+    def call(x: np.ndarray) -> np.ndarray:
+        made: np.ndarray = compiled(x.astype(dtype, copy=False))[0]
+        return made.copy()  # the next call writes to the same memory
+
+    return call
+
+
 def torch_call(path: Path) -> Call:
     """A `.pt2` file of torch.export."""
     module = torch.export.load(str(path)).module()

@@ -17,12 +17,20 @@ _TAIL = 'Image.fromarray(y[0]).save("reconstruction.png")\n'
 _TO_FLOAT = "x = (pixels.astype(np.float32) / 127.5 - 1).transpose(0, 3, 1, 2)"
 _TO_BYTES = "y = ((y.astype(np.float32).clip(-1, 1) + 1) * 127.5).round().astype(np.uint8).transpose(0, 2, 3, 1)\n"
 _LATENT = 'np.save("latent.npy", z)\n'
+_RUNTIMES = {
+    "onnx": ("onnxruntime", 'onnxruntime.InferenceSession("{part}.onnx").run(None, {{"{name}": {value}}})[0]'),
+    "openvino": (
+        "openvino",
+        'openvino.Core().compile_model("{part}.xml", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})({value})[0]',
+    ),
+}
+"""Package, and the expression that loads and calls a graph."""
 
 
 def snippet(form: str, *, side: int, dtype: str, processing: bool, part: str, batch: int, dynamic: bool) -> str:
     """The program for one export; of a part alone, it goes as far as that part goes."""
-    if form == "onnx":
-        return _onnx(side, dtype, processing, part, batch, dynamic)
+    if form in _RUNTIMES:
+        return _numpy(form, side, dtype, processing, part, batch, dynamic)
     if form == "torch_export":
         return _torch_export(side, dtype, processing, part, batch, dynamic)
     return _weights(form, side, dtype)
@@ -37,18 +45,19 @@ def _batched(batch: int, dynamic: bool) -> str:
     )
 
 
-def _onnx(side: int, dtype: str, processing: bool, part: str, batch: int, dynamic: bool) -> str:
+def _numpy(form: str, side: int, dtype: str, processing: bool, part: str, batch: int, dynamic: bool) -> str:
+    """For a runtime that takes and gives arrays."""
+    package, call = _RUNTIMES[form]
     numpy_type = {"float32": "np.float32", "float16": "np.float16"}[dtype]
-    text = _HEAD.format(needs="onnxruntime, numpy, pillow", imports="import onnxruntime\n", side=side) + _batched(batch, dynamic)
+    text = _HEAD.format(needs=f"{package}, numpy, pillow", imports=f"import {package}\n", side=side) + _batched(batch, dynamic)
     if part != "decoder":
         text += "x = pixels\n" if processing else f"{_TO_FLOAT}.astype({numpy_type})\n"
-        text += 'encoder = onnxruntime.InferenceSession("encoder.onnx")\nz = encoder.run(None, {"image": x})[0]\n'
+        text += f"z = {call.format(part='encoder', name='image', value='x')}\n"
     else:
         text += 'z = np.load("latent.npy")  # what the encoder made\n'
     if part == "encoder":
         return text + _LATENT
-    text += 'decoder = onnxruntime.InferenceSession("decoder.onnx")\ny = decoder.run(None, {"latent": z})[0]\n'
-    return text + ("" if processing else _TO_BYTES) + _TAIL
+    return text + f"y = {call.format(part='decoder', name='latent', value='z')}\n" + ("" if processing else _TO_BYTES) + _TAIL
 
 
 def _torch_export(side: int, dtype: str, processing: bool, part: str, batch: int, dynamic: bool) -> str:

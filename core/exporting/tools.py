@@ -9,6 +9,7 @@ from core.errors import CoreError
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
     "torch_export": (),
     "offshoot": (),
     "diffusers": (),
@@ -17,6 +18,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 """The packages that a format needs besides torch."""
 TITLES: dict[str, str] = {
     "onnx": "ONNX",
+    "openvino": "OpenVINO",
     "torch_export": "torch.export",
     "offshoot": "safetensors (Offshoot)",
     "diffusers": "safetensors (diffusers)",
@@ -49,7 +51,6 @@ ELSEWHERE = (
         "installed; `trtexec --onnx=decoder.onnx --saveEngine=decoder.plan` builds an engine from the ONNX.",
     ),
     Elsewhere("Core ML", "coremltools", "installed; `coremltools.convert` takes the torch.export file."),
-    Elsewhere("OpenVINO", "openvino", "installed; `openvino.convert_model` takes the ONNX."),
 )
 
 

@@ -14,7 +14,7 @@ import torch
 from core.errors import CoreError
 from core.exporting import graphs
 from core.exporting.files import write_weights
-from core.exporting.programs import Call, module_calls, onnx_call, torch_call, weights_calls
+from core.exporting.programs import Call, module_calls, onnx_call, openvino_call, torch_call, weights_calls
 from core.exporting.snippets import snippet
 from core.exporting.tools import check_tools
 from core.operations.clock import device_name, seconds
@@ -30,7 +30,9 @@ LEAST_PSNR_DB = {"float32": 60.0, "float16": 40.0, "bfloat16": 28.0, "int8": 25.
 fifteen a step of 1/255 off; half precision and 8-bit convolutions are as far off as their arithmetic makes them."""
 MOST_ERROR = 1e-3
 """Of a float32 graph's images and latents, relative to the largest value."""
-ENDINGS = {"onnx": "onnx", "torch_export": "pt2"}
+ENDINGS = {"onnx": "onnx", "openvino": "xml", "torch_export": "pt2"}
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "OpenVINO"}
+"""Of all others: torch."""
 
 
 @dataclass
@@ -112,13 +114,19 @@ def _write(spec: ExportSpec, context: Context, subject: Loaded, calibration: Pin
         if spec.format == "torch_export":
             torch.export.save(program, str(path))
             written.calls[part] = torch_call(path)
+            written.files.append(path)
+            continue
+        made = path.with_suffix(".onnx")
+        graphs.to_onnx(program, part, made, spec.opset)
+        if calibration is not None:
+            plain = made.rename(folder / f"float-{made.name}")
+            graphs.quantize(plain, made, _calibration(spec, subject, part, calibration))
+        if spec.format == "openvino":
+            written.files += graphs.to_openvino(made, path)
+            written.calls[part] = openvino_call(path, threads)
         else:
-            graphs.to_onnx(program, part, path, spec.opset)
-            if calibration is not None:
-                plain = path.rename(folder / f"float-{path.name}")
-                graphs.quantize(plain, path, _calibration(spec, subject, part, calibration))
-            written.calls[part] = onnx_call(path, threads)
-        written.files.append(path)
+            written.files.append(made)
+            written.calls[part] = onnx_call(made, threads)
     return written
 
 
@@ -245,7 +253,7 @@ def _timed(
                     times[who, part].append(taken * 1e3)
     found: dict[str, Any] = {
         "device": "cpu", "device_name": device_name("cpu"), "threads": torch.get_num_threads(), "batch_size": spec.batch_size,
-        "image_size": spec.image_size, "repeats": spec.repeats, "runtime": "onnxruntime" if spec.format == "onnx" else "torch",
+        "image_size": spec.image_size, "repeats": spec.repeats, "runtime": RUNTIMES.get(spec.format, "torch"),
     }  # fmt: skip
     for (who, part), values in times.items():
         name = {"encoder": "encode", "decoder": "decode"}[part]

@@ -8,7 +8,8 @@ from pydantic import model_validator
 
 from core.specs.base import DataSpec, Spec, spec_field
 
-_GRAPHS = {"format": ["onnx", "torch_export"]}
+_ONNX = ["onnx", "openvino"]
+_GRAPHS = {"format": [*_ONNX, "torch_export"]}
 
 
 class ExportSpec(Spec):
@@ -16,10 +17,10 @@ class ExportSpec(Spec):
 
     operation: ClassVar[str] = "export"
 
-    format: Literal["onnx", "torch_export", "offshoot", "diffusers", "original"] = spec_field(
+    format: Literal["onnx", "openvino", "torch_export", "offshoot", "diffusers", "original"] = spec_field(
         "onnx",
-        "ONNX or torch.export graphs of encoder and decoder; or safetensors with a config: ours, or (unpruned shapes only) the keys of "
-        "diffusers or of the original release.",
+        "ONNX, OpenVINO (made of the ONNX) or torch.export graphs of encoder and decoder; or safetensors with a config: ours, or "
+        "(unpruned shapes only) the keys of diffusers or of the original release.",
         group="Export",
     )
     part: Literal["both", "encoder", "decoder"] = spec_field("both", "Which half is written.", group="Export", when=_GRAPHS)
@@ -28,7 +29,7 @@ class ExportSpec(Spec):
     )
     quantize: Literal["none", "int8"] = spec_field(
         "none", "Static 8-bit convolutions, calibrated on validation images.", group="Export",
-        when={"format": ["onnx"], "dtype": ["float32"]},
+        when={"format": _ONNX, "dtype": ["float32"]},
     )  # fmt: skip
     dynamic: bool = spec_field(True, "One graph for any batch and any size; else for these alone.", group="Graph", when=_GRAPHS)
     processing: bool = spec_field(
@@ -37,7 +38,7 @@ class ExportSpec(Spec):
         group="Graph",
         when=_GRAPHS,
     )
-    opset: int = spec_field(20, "ONNX operator set.", group="Graph", ge=18, le=23, advanced=True, when={"format": ["onnx"]})
+    opset: int = spec_field(20, "ONNX operator set.", group="Graph", ge=18, le=23, advanced=True, when={"format": _ONNX})
     calibration_images: int = spec_field(
         32, "Validation images that ranges are taken from.", group="Graph", ge=1, le=1000, when={"quantize": ["int8"]}
     )
@@ -56,7 +57,7 @@ class ExportSpec(Spec):
 
     @model_validator(mode="after")
     def _runs_here(self) -> Self:
-        if self.format == "onnx" and self.dtype == "bfloat16":
+        if self.format in _ONNX and self.dtype == "bfloat16":
             raise ValueError(
                 "onnxruntime has no bfloat16 convolutions on a CPU, so the export could not be checked; take float16"
             )

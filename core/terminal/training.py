@@ -44,7 +44,7 @@ def list_checkpoints(job: JobArgument) -> None:
     table = Table("step", "written", "size", "written because", "kept because", "figures", header_style="bold")
     for c in found:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in c.figures.items())
-        table.add_row(f"{c.step}", c.created[:19], f"{c.bytes / 2**20:.1f} MiB", c.why, c.kept, figures)
+        table.add_row(f"{c.step}", c.created[:19].replace("T", " "), f"{c.bytes / 2**20:.1f} MiB", c.why, c.kept, figures)
     output.console.print(table)
     if found and found[0].best_step is not None:
         output.console.print(f"Best weights so far: of step {found[0].best_step}.", highlight=False)

@@ -142,9 +142,10 @@ def _job_chip() -> None:
 
 
 def job_bar(manager: ModelManager, job: JobRow, *, key: str) -> None:
-    """One job: name, state, progress, time left and its controls."""
+    """One job: name, state, progress, time left and its controls. Why it failed is for whoever shows it to say."""
+    message = "" if job.state == "failed" else job.message
     left = "" if job.eta_s is None else f" · {clock(job.eta_s)} left"
-    st.progress(min(1.0, job.fraction), text=f"**{job.name}** · {job.state}{left}  \n{job.message}")
+    st.progress(min(1.0, job.fraction), text=f"**{job.name}** · {job.state}{left}  \n{message}")
     legal = {
         "running": ("pause", "cancel"),
         "starting": ("cancel",),

@@ -55,6 +55,8 @@ def exported(bench, service, ref, **fields):
         ("dense", "onnx", "float32", True),
         ("cut", "onnx", "float32", True),
         ("cut", "onnx", "float16", False),
+        ("cut", "openvino", "float32", True),
+        ("dense", "openvino", "float16", False),
         ("dense", "torch_export", "float32", True),
         ("cut", "torch_export", "bfloat16", False),
     ],
@@ -62,8 +64,8 @@ def exported(bench, service, ref, **fields):
 def test_graphs_compute_what_the_model_computes(bench, service, subjects, which, form, dtype, dynamic):
     found = exported(bench, service, subjects[which], format=form, dtype=dtype, dynamic=dynamic)
     assert found.good, found.reasons
-    ending = {"onnx": "onnx", "torch_export": "pt2"}[form]
-    assert [file["name"] for file in found.files] == [f"encoder.{ending}", f"decoder.{ending}"]
+    endings = {"onnx": ["onnx"], "openvino": ["xml", "bin"], "torch_export": ["pt2"]}[form]
+    assert [file["name"] for file in found.files] == [f"{part}.{ending}" for part in ("encoder", "decoder") for ending in endings]
     check = found.check
     assert check["psnr_to_model_db"] >= operation.LEAST_PSNR_DB[dtype] and check["num_images"] == 4
     if dynamic:
@@ -126,7 +128,7 @@ def reconstructed(service, found, folder: Path) -> Image.Image:
 
 
 @pytest.mark.usefixtures("untraced")
-@pytest.mark.parametrize("form", ["onnx", "torch_export", "offshoot", "diffusers", "original"])
+@pytest.mark.parametrize("form", ["onnx", "openvino", "torch_export", "offshoot", "diffusers", "original"])
 def test_every_snippet_runs(bench, service, subjects, tmp_path, form):
     ref = subjects.get(form, subjects["dense"])
     found = exported(bench, service, ref, format=form)
@@ -147,11 +149,15 @@ def test_half_precision_weights_read_back(bench, service, subjects):
 
 
 @pytest.mark.usefixtures("untraced")
-def test_int8_is_calibrated_smaller_and_says_what_it_costs(bench, service, subjects):
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_int8_is_calibrated_smaller_and_says_what_it_costs(bench, service, subjects, form):
     plain = exported(bench, service, subjects["dense"], format="onnx")
-    small = exported(bench, service, subjects["dense"], format="onnx", quantize="int8", calibration_images=4, dynamic=False)
+    small = exported(bench, service, subjects["dense"], format=form, quantize="int8", calibration_images=4, dynamic=False)
     assert small.check["psnr_to_model_db"] < plain.check["psnr_to_model_db"] and small.check["psnr_to_model_db"] > 15
     assert {"psnr_db", "model_psnr_db"} <= set(small.check)
+    if form == "openvino":
+        assert b"FakeQuantize" in bench.store.blobs.read(small.files[2]["digest"])
+        return
     import onnx
 
     graph = onnx.load_from_string(bench.store.blobs.read(small.files[1]["digest"])).graph
@@ -176,6 +182,7 @@ def test_what_cannot_be_is_refused_before_anything_is_made(service, subjects, mo
     for fields, words in (
         ({"format": "diffusers"}, "whole stages"),
         ({"format": "onnx", "dtype": "bfloat16"}, "bfloat16"),
+        ({"format": "openvino", "dtype": "bfloat16"}, "bfloat16"),
         ({"format": "torch_export", "quantize": "int8"}, "no effect"),
         ({"format": "offshoot", "dynamic": False}, "no effect"),
         ({"format": "tflite"}, "onnx"),
