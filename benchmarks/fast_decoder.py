@@ -26,8 +26,9 @@ ONE_RATE = PruneSpec(
 RECIPE = {
     "batch_size": 8, "warmup_epochs": 1, "init_lr": 2e-3, "weight_decay": 0.0, "foreground_weight": 12.0, "frozen_part": "encoder",
     "reconstruction_loss": "l1+mse", "betas": [0.9, 0.99], "ema_decay": 0.995, "val_steps": 32, "eval_interval": 5,
-    "best_metric": "foreground_psnr_db",
+    "best_metric": "foreground_psnr_db", "optimizer_name": "muon",
 }  # fmt: skip
+ADAMW = {**RECIPE, "optimizer_name": "adamw"}
 PLAIN = {key: RECIPE[key] for key in ("batch_size", "warmup_epochs", "init_lr", "frozen_part", "val_steps", "eval_interval")}
 """The form's own loss (L1 over all pixels alike), optimizer and choice of the best step, at the same rate and batch."""
 EPOCH = 50
@@ -46,10 +47,11 @@ class Way:
 
 WAYS = (
     Way("Offshoot", NARROW, 42, RECIPE),
+    Way("Offshoot, AdamW", NARROW, 42, ADAMW),
     Way("plain L2, one rate, plain retraining", ONE_RATE, 42, PLAIN),
-    Way("plain L2, one rate", ONE_RATE, 42, RECIPE),
-    Way("plain L2, same widths", changed(NARROW, score="l2", compensate=False), 42, RECIPE),
-    Way("dense, retrained", None, 24, RECIPE),
+    Way("plain L2, one rate, AdamW", ONE_RATE, 42, ADAMW),
+    Way("plain L2, same widths, AdamW", changed(NARROW, score="l2", compensate=False), 42, ADAMW),
+    Way("dense, retrained, AdamW", None, 24, ADAMW),
 )
 
 
@@ -104,7 +106,7 @@ def report(manager: ModelManager, dense: str) -> None:
             f"test images; decode: median of 20 interleaved repeats at batch {' and '.join(map(str, BATCHES))}. Minutes: the "
             "retraining with its validations. Only the decoder is pruned. Where the encoder is held, latents are the baseline's, "
             "and a world model that was trained on them can stay. Plain retraining: the form's own loss (L1), optimizer and choice of "
-            "the best step; the others as Offshoot's preset.",
+            "the best step. The others: the preset's, with Muon (Offshoot) or AdamW.",
             "",
             *table(["", "retrained", "PSNR", "foreground", "decode, batch 8", "batch 1", "parameters", "latent drift"], rows),
         ],

@@ -37,9 +37,9 @@ def _preset(title: str, help: str, fine: float, deep: float, epochs: int) -> Pre
             "kinds": (*INTERNAL_KINDS, *(("stream",) if streams else ())),
         }),
         retrain=RetrainSpec(
-            batch_size=8, n_epochs=epochs, steps_per_epoch=50, warmup_epochs=1, init_lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99),
-            ema_decay=0.995, foreground_weight=12.0, reconstruction_loss="l1+mse", frozen_part="encoder", val_steps=32,
-            eval_interval=2, best_metric="foreground_psnr_db",
+            batch_size=8, n_epochs=epochs, steps_per_epoch=50, warmup_epochs=1, init_lr=2e-3, optimizer_name="muon", betas=(0.9, 0.99),
+            weight_decay=0.0, ema_decay=0.995, foreground_weight=12.0, reconstruction_loss="l1+mse", frozen_part="encoder",
+            val_steps=32, eval_interval=2, best_metric="foreground_psnr_db",
         ),
     )  # fmt: skip
 

@@ -1,9 +1,10 @@
 """What moves the weights: the optimizer with its parameter groups, masks that keep pruned weights pruned, the moving average.
 
 Masks hold at two places. Gradients are masked before they are clipped, so a pruned weight neither counts in the gradient's norm
-nor gathers moments: with a gradient and moments of zero each of these optimizers moves a weight by exactly zero, and decay leaves a
-zero at zero. Weights (and after a restore moments) are masked besides before anything is scored, stored or resumed. A gradient hook
-alone refilled 1,917,485 of 1,917,536 zeros, by moments that it had before.
+nor gathers moments: with a gradient and moments of zero an optimizer moves a weight by exactly zero, and decay leaves a zero at zero.
+Muon alone mixes a matrix's elements: there weights are masked after every step. Weights (and after a restore moments) are masked
+besides before anything is scored, stored or resumed. A gradient hook alone refilled 1,917,485 of 1,917,536 zeros, by moments that it
+had before.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from dcaecore.errors import ConfigError
+from dcaecore.muon import Muon, is_hidden_matrix
 
-OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
+OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "muon")
+MIXING = ("muon",)
+"""They move weights whose gradient and moments are zero."""
 
 
 class OptimizerSettings(Protocol):
@@ -36,6 +40,8 @@ class OptimizerSettings(Protocol):
     def weight_decay(self) -> float: ...
     @property
     def decay_norms_and_biases(self) -> bool: ...
+    @property
+    def muon_max_side(self) -> int: ...
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, decay_norms_and_biases: bool) -> list[dict[str, Any]]:
@@ -48,9 +54,12 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, decay_norms_and_b
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """AdamW, Adam, SGD or RMSprop over the model's trainable parameters; raises ConfigError for another name."""
+    """AdamW, Adam, SGD, RMSprop or Muon over the model's trainable parameters; raises ConfigError for another name."""
     groups = parameter_groups(model, weight_decay=settings.weight_decay, decay_norms_and_biases=settings.decay_norms_and_biases)
     name = settings.optimizer_name
+    if name == "muon":
+        groups = _with_muon(model, groups, settings.muon_max_side)
+        return Muon(groups, lr=settings.init_lr, betas=settings.betas, eps=settings.eps, fused=True)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=settings.init_lr, momentum=settings.momentum)
     if name == "rmsprop":
@@ -59,6 +68,18 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
         raise ConfigError(f"There is no optimizer {name!r}.", given=name, legal=OPTIMIZERS)
     kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.init_lr, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+def _with_muon(model: nn.Module, groups: list[dict[str, Any]], max_side: int) -> list[dict[str, Any]]:
+    """Each group, split into what Muon moves and what AdamW does."""
+    hidden = {id(p) for name, p in model.named_parameters() if is_hidden_matrix(name, p, max_side)}
+    found = []
+    for group in groups:
+        for muon in (True, False):
+            members = [p for p in group["params"] if (id(p) in hidden) is muon]
+            if members:
+                found.append({**group, "params": members, "muon": muon})
+    return found
 
 
 class WeightMasks:

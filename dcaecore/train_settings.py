@@ -19,6 +19,7 @@ class TrainSettings:
     eps: float = 1e-8
     weight_decay: float = 0.05
     decay_norms_and_biases: bool = False
+    muon_max_side: int = 128
     grad_clip: float = 1.0
     ema_decay: float = 0.0
     init_lr: float = 1e-4

@@ -48,7 +48,7 @@ from dcaecore.layer_stats import LayerWatch
 from dcaecore.losses import ReconstructionLoss
 from dcaecore.metrics import evaluate_images
 from dcaecore.model import DCAE
-from dcaecore.optim import MovingAverage, WeightMasks, make_optimizer
+from dcaecore.optim import MIXING, MovingAverage, WeightMasks, make_optimizer
 from dcaecore.pinned import PinnedImages
 from dcaecore.plateau import Plateau
 from dcaecore.recompute import recomputed_stages
@@ -343,6 +343,8 @@ class _Run:
         if not self.late:
             report.read()
         self.optimizer.step()
+        if self.settings.optimizer_name in MIXING:
+            self.masks.mask_weights()
         self.step += 1
         self.average.update(self.step)
         if self.late:

@@ -46,17 +46,25 @@ class RetrainSpec(Spec):
         when={"frozen_part": ["none", "decoder"], "teacher": [""], "recompute": [False]},
     )  # fmt: skip
 
-    optimizer_name: Literal["adamw", "adam", "sgd", "rmsprop"] = spec_field("adamw", "Optimizer.", group="Optimizer")
+    optimizer_name: Literal["adamw", "adam", "sgd", "rmsprop", "muon"] = spec_field(
+        "adamw",
+        "Optimizer. Muon moves weight matrices along their orthogonalized momentum, the rest by AdamW.",
+        group="Optimizer",
+    )
+    muon_max_side: int = spec_field(
+        128, "Weight matrices whose smaller side is longer go by AdamW: an update costs by its square. On a GPU more pays.",
+        group="Optimizer", ge=1, le=65_536, advanced=True, when={"optimizer_name": ["muon"]},
+    )  # fmt: skip
     betas: tuple[float, float] = spec_field(
         (0.9, 0.999), "Decay of the first and second moment.", group="Optimizer", advanced=True,
-        when={"optimizer_name": ["adamw", "adam"]},
+        when={"optimizer_name": ["adamw", "adam", "muon"]},
     )  # fmt: skip
     momentum: float = spec_field(
         0.9, "Momentum.", group="Optimizer", ge=0.0, lt=1.0, advanced=True, when={"optimizer_name": ["sgd", "rmsprop"]}
     )
     eps: float = spec_field(
         1e-8, "Added to the denominator.", group="Optimizer", gt=0.0, le=1.0, advanced=True,
-        when={"optimizer_name": ["adamw", "adam", "rmsprop"]},
+        when={"optimizer_name": ["adamw", "adam", "rmsprop", "muon"]},
     )  # fmt: skip
     weight_decay: float = spec_field(0.05, "Weight decay.", group="Optimizer", ge=0.0, le=10.0)
     decay_norms_and_biases: bool = spec_field(

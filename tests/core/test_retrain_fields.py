@@ -50,6 +50,7 @@ WEIGHTS: dict[str, Any] = {
 
 TOGETHER: dict[str, tuple[dict[str, Any], Any]] = {
     "momentum": ({"optimizer_name": "sgd"}, 0.1),
+    "muon_max_side": ({"optimizer_name": "muon"}, 8),
     "decay_norms_and_biases": ({"weight_decay": 1.0}, True),
     "warmup_lr": ({"warmup_epochs": 1}, 5e-3),
     "lr_gamma": ({"lr_schedule_name": "exponential"}, 0.9),

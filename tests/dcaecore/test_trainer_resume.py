@@ -86,7 +86,7 @@ def same(one: dict, two: dict) -> bool:
     return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_stopped_run_goes_on_to_the_same_bits(data_dir, tmp_path, optimizer, masked):
     settings = replace(SETTINGS, optimizer_name=optimizer)
