@@ -147,8 +147,8 @@ def test_every_training_field_reaches_the_loop():
     """What the loop takes has the same names, so none is lost on the way."""
     spec = RetrainSpec.model_construct(  # unchecked: no training takes them all
         n_epochs=2, steps_per_epoch=3, optimizer_name="adam", betas=(0.5, 0.6), momentum=0.5, eps=1e-6, weight_decay=0.1,
-        decay_norms_and_biases=True, grad_clip=0.5, ema_decay=0.9, init_lr=3e-4, lr_schedule_name="step", warmup_epochs=1,
-        warmup_lr=2e-6, min_lr=1e-7, lr_gamma=0.5, lr_step_epochs=2, reconstruction_loss="mse", foreground_weight=2.0,
+        decay_norms_and_biases=True, muon_max_side=64, grad_clip=0.5, ema_decay=0.9, init_lr=3e-4, lr_schedule_name="step",
+        warmup_epochs=1, warmup_lr=2e-6, min_lr=1e-7, lr_gamma=0.5, lr_step_epochs=2, reconstruction_loss="mse", foreground_weight=2.0,
         perceptual_weight=0.5, frozen_part="encoder", batchnorm="train", dtype="bfloat16", seed=3, eval_interval=2,
         best_metric="ssim", keep="last", save_interval=2, log_interval=7, teacher="baseline", distill_output_weight=1.0,
         distill_latent_weight=2.0, distill_features_weight=3.0, accumulation_steps=2, recompute=True, compile_model=True,
