@@ -23,11 +23,8 @@ ONE_RATE = PruneSpec(
     method="structured", score="l2", compensate=False, part="decoder", kinds=("mid", "hidden", "heads", "stream"), rate=0.5
 )
 """Plain magnitude pruning, as fast as `NARROW`: one rate for all sites of the decoder."""
-RECIPE = {
-    "batch_size": 8, "warmup_epochs": 1, "init_lr": 2e-3, "weight_decay": 0.0, "foreground_weight": 12.0, "frozen_part": "encoder",
-    "reconstruction_loss": "l1+mse", "betas": [0.9, 0.99], "ema_decay": 0.995, "val_steps": 32, "eval_interval": 5,
-    "best_metric": "foreground_psnr_db", "optimizer_name": "muon",
-}  # fmt: skip
+RECIPE = {**PRESETS["medium"].retrain.model_dump(exclude_defaults=True), "eval_interval": 5}
+"""The preset's retraining, validated less often; `Way` says how long."""
 ADAMW = {**RECIPE, "optimizer_name": "adamw"}
 PLAIN = {key: RECIPE[key] for key in ("batch_size", "warmup_epochs", "init_lr", "frozen_part", "val_steps", "eval_interval")}
 """The form's own loss (L1 over all pixels alike), optimizer and choice of the best step, at the same rate and batch."""

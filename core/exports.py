@@ -13,7 +13,7 @@ import store as st
 import store.jobs as jobs
 from core.checks import SpecLike, checked, weights_path
 from core.errors import CoreError
-from core.exporting.tools import TITLES, check_tools
+from core.exporting.tools import FORMATS, PUBLISHED, TITLES, check_tools
 from core.specs import ExportSpec
 from dcaecore.config import DCAEConfig
 from dcaecore.layout import Layout
@@ -65,10 +65,10 @@ class Exports:
         check_tools(given.format)
         DCAEConfig.from_json(row.config).check_image_size(given.image_size, given.image_size)
         layout = Layout.from_json(row.layout)
-        if given.format in ("diffusers", "original") and (layout.kept or layout.held):
+        if given.format in PUBLISHED and (layout.kept or layout.held):
             raise CoreError(
                 f"{row.name} was cut at {len(layout.kept) or len(layout.held)} places: the {given.format} format knows whole stages only.",
-                code="shape", given=given.format, legal=["onnx", "openvino", "torch_export", "offshoot"],
+                code="shape", given=given.format, legal=[form for form in FORMATS if form not in PUBLISHED],
             )  # fmt: skip
         weights_path(self.store, row)
         return given

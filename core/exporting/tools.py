@@ -16,6 +16,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "original": (),
 }
 """The packages that a format needs besides torch."""
+PUBLISHED = ("diffusers", "original")
+"""They know whole stages only."""
 TITLES: dict[str, str] = {
     "onnx": "ONNX",
     "openvino": "OpenVINO",

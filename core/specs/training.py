@@ -52,7 +52,7 @@ class RetrainSpec(Spec):
         group="Optimizer",
     )
     muon_max_side: int = spec_field(
-        128, "Weight matrices whose smaller side is longer go by AdamW: an update costs by its square. On a GPU more pays.",
+        128, "Weight matrices whose smaller side is longer go by AdamW: an update costs by its square.",
         group="Optimizer", ge=1, le=65_536, advanced=True, when={"optimizer_name": ["muon"]},
     )  # fmt: skip
     betas: tuple[float, float] = spec_field(
