@@ -4,7 +4,7 @@ Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon), with decoupled d
 (arXiv 2502.16982), 0.2 sqrt(longer side), which makes an update as large as AdamW's: one learning rate serves both. The kernel of a
 convolution, `(out, in, k, k)`, is the matrix `(out, in k k)`. torch.optim.Muon is the same for 2-D weights alone (a test holds the two
 together). The first and the last convolution, depthwise ones and vectors go by AdamW, as the authors advise, and so does what is large:
-an update of a matrix with the sides m <= n takes about 20 m m n operations.
+an update of a matrix with the sides m <= n takes 2 m m n + 19 m^3 multiplications.
 """
 
 from __future__ import annotations
@@ -30,17 +30,26 @@ def is_hidden_matrix(name: str, weight: Tensor, max_side: int) -> bool:
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """A semi-orthogonal matrix near to `(m, n)`, by Newton and Schulz: in bfloat16 on CUDA, else in the matrix's own dtype."""
-    x = matrix.bfloat16() if matrix.is_cuda else matrix
-    x = x / (x.norm() + 1e-7)
+    """A semi-orthogonal matrix near to `(m, n)`, by Newton and Schulz, in the matrix's own dtype.
+
+    The steps X <- (a + b X X' + c (X X')^2) X are taken on X X' alone, whose side is the smaller one, and meet X once, at the end:
+    for a 3x3 kernel as wide as it is deep 37 m^3 multiplications instead of 95 m^3. In bfloat16 that would lose too much.
+    """
+    x = matrix / (matrix.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T
     a, b, c = COEFFICIENTS
+    gram = x @ x.T
+    factor = None
     for _ in range(NUM_STEPS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+        step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        step.diagonal().add_(a)
+        factor = step if factor is None else step @ factor
+        gram = step @ gram @ step
+    assert factor is not None
+    x = factor @ x
+    return x.T if tall else x
 
 
 class Muon(torch.optim.AdamW):
