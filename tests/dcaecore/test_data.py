@@ -8,7 +8,9 @@ import json
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import psutil
 import pytest
+import torch
 from PIL import Image
 
 from dcaecore import BatchStream, DataError, DataSource, ImageCache, median_scores, open_frames, pin, split_rows
@@ -78,6 +80,23 @@ def test_batches_are_a_function_of_seed_and_step_whatever_the_workers(frames):
     assert halves[0] + halves[1] == plain.rows_of(7)
     one_epoch = [row for step in range(len(rows)) for row in BatchStream(plain.cache, rows, batch_size=1, seed=0).rows_of(step)]
     assert sorted(one_epoch) == sorted(rows)
+
+
+def test_loader_threads_bring_no_pools_of_their_own(frames):
+    """A torch operation in one would: two spinning threads more for each loader, beside the training's."""
+    stream = BatchStream(ImageCache(frames, 128), range(8), batch_size=8, seed=0, num_workers=2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        torch.ones(1 << 20).add_(1.0)
+        threads = psutil.Process().num_threads()
+        batches = stream.iterate()
+        for _ in range(6):
+            next(batches)
+        assert psutil.Process().num_threads() <= threads + 2
+        batches.close()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_padding_is_centred_and_known():
