@@ -43,12 +43,11 @@ class Way:
 
 
 WAYS = (
-    Way("Offshoot", NARROW, 42, RECIPE),
-    Way("Offshoot, AdamW", NARROW, 42, ADAMW),
-    Way("plain L2, one rate, plain retraining", ONE_RATE, 42, PLAIN),
-    Way("plain L2, one rate, AdamW", ONE_RATE, 42, ADAMW),
-    Way("plain L2, same widths, AdamW", changed(NARROW, score="l2", compensate=False), 42, ADAMW),
-    Way("dense, retrained, AdamW", None, 24, ADAMW),
+    Way("Offshoot", NARROW, 80, RECIPE),
+    Way("plain L2, one rate, L1", ONE_RATE, 94, PLAIN),
+    Way("plain L2, one rate, MSE", ONE_RATE, 94, {**PLAIN, "reconstruction_loss": "mse"}),
+    Way("plain L2, one rate, the preset's loss", ONE_RATE, 94, ADAMW),
+    Way("dense, retrained, the preset's loss", None, 34, ADAMW),
 )
 
 
