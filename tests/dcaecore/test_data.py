@@ -6,9 +6,9 @@ import io
 import json
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-import psutil
 import pytest
 import torch
 from PIL import Image
