@@ -9,19 +9,31 @@ from typing import Any
 
 from benchmarks.fresh import service
 from benchmarks.results import machine, table, write_section
+from core.checks import changed
 from core.model_manager import ModelManager
 from core.presets import PRESETS
 from core.specs import PruneSpec
+from dcaecore.layout import INTERNAL_KINDS
 from store import MeasurementRow
 from store.jobs import list_jobs
 from store.scores import measurements
 
 NARROW = PRESETS["medium"].prune
 """Most goes where the milliseconds are: the finer stages' streams and the wide GLUs. Widths stay multiples of 16."""
+NARROWER = PruneSpec(
+    method="structured", score="obs", part="decoder", kinds=(*INTERNAL_KINDS, "stream"),
+    site_rates={
+        "decoder.mid": 0.75, "decoder.heads": 0.75, "decoder.hidden": 0.875,
+        "decoder.fine.stream": 0.5, "decoder.stages.3.stream": 0.625, "decoder.deep.stream": 0.0,
+    },
+)  # fmt: skip
+"""Faster still: the inner units once more halved, and the third stage's stream at three eighths; the deep streams stay."""
 ONE_RATE = PruneSpec(
     method="structured", score="l2", compensate=False, part="decoder", kinds=("mid", "hidden", "heads", "stream"), rate=0.5
 )
 """Plain magnitude pruning, as fast as `NARROW`: one rate for all sites of the decoder."""
+HIGHER_RATE = changed(ONE_RATE, rate=0.65)
+"""As fast as `NARROWER`."""
 RECIPE = {**PRESETS["medium"].retrain.model_dump(exclude_defaults=True), "eval_interval": 5}
 """The preset's retraining, validated less often; `Way` says how long."""
 ADAMW = {**RECIPE, "optimizer_name": "adamw"}
@@ -47,6 +59,8 @@ WAYS = (
     Way("plain L2, one rate, MSE", ONE_RATE, 94, {**PLAIN, "reconstruction_loss": "mse"}),
     Way("plain L2, one rate, the preset's loss", ONE_RATE, 94, ADAMW),
     Way("dense, retrained, the preset's loss", None, 34, ADAMW),
+    Way("Offshoot, faster", NARROWER, 80, RECIPE),
+    Way("plain L2 at 0.65, the preset's loss", HIGHER_RATE, 94, ADAMW),
 )
 
 
