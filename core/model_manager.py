@@ -267,7 +267,7 @@ class ModelManager(
     ) -> list[JobRow]:
         """The whole chain as jobs: prune, retrain, evaluate, benchmark; parent and baseline too where never evaluated like this.
 
-        `preset` is one of `core.specs.PRESETS`; `data` and `image_size` are those of each step; given specs stand as they are.
+        `preset` is one of `core.presets.PRESETS`; `data` and `image_size` are those of each step; given specs stand as they are.
         Returns the jobs in order.
         """
         chosen = preset_on(preset, data, image_size)

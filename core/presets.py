@@ -25,7 +25,7 @@ class Preset(BaseModel):
     benchmark: BenchmarkSpec = BenchmarkSpec()
 
 
-def _preset(title: str, help: str, fine: float, deep: float, epochs: int) -> Preset:
+def _preset(title: str, help: str, *, inner: float, hidden: float, fine: float = 0.0, deep: float = 0.0, epochs: int) -> Preset:
     # The decoder is what a world model waits for. The encoder is held, so latents stay what they were, and each image is encoded once.
     # GLUs lose most, for they are widest; streams cost time in the finer half of the stages, parameters in the deeper.
     streams = {"decoder.fine.stream": fine, "decoder.deep.stream": deep} if fine else {}
@@ -33,7 +33,7 @@ def _preset(title: str, help: str, fine: float, deep: float, epochs: int) -> Pre
         title=title,
         help=help,
         prune=PruneSpec.model_validate({
-            "method": "structured", "score": "obs", "part": "decoder", "rate": 0.5, "site_rates": {"decoder.hidden": 0.75, **streams},
+            "method": "structured", "score": "obs", "part": "decoder", "rate": inner, "site_rates": {"decoder.hidden": hidden, **streams},
             "kinds": (*INTERNAL_KINDS, *(("stream",) if streams else ())),
         }),
         retrain=RetrainSpec(
@@ -46,11 +46,18 @@ def _preset(title: str, help: str, fine: float, deep: float, epochs: int) -> Pre
 
 PRESETS: dict[str, Preset] = {
     "light": _preset(
-        "Light", "Half of the decoder's inner units go, three quarters of its GLUs'; a short retraining.", 0.0, 0.0, 4
+        "Light", "Half of the decoder's inner units go, three quarters of its GLUs'; a short retraining.",
+        inner=0.5, hidden=0.75, epochs=4,
     ),
-    "medium": _preset("Medium", "As light, and half of the finer stages' streams; a longer retraining.", 0.5, 0.0, 20),
-    "aggressive": _preset("Aggressive", "Half of all the decoder's streams go besides; a long retraining.", 0.5, 0.5, 40),
-}
+    "medium": _preset(
+        "Medium", "As light, and half of the finer stages' streams; a longer retraining.",
+        inner=0.5, hidden=0.75, fine=0.5, epochs=20,
+    ),
+    "aggressive": _preset(
+        "Aggressive", "A quarter of the decoder's inner units stays, an eighth of its GLUs', half of all its streams; a long retraining.",
+        inner=0.75, hidden=0.875, fine=0.5, deep=0.5, epochs=80,
+    ),
+}  # fmt: skip
 
 
 def preset_on(name: str, data: DataSpec | Mapping[str, Any] | None, image_size: int | None) -> Preset:
