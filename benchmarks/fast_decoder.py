@@ -21,7 +21,7 @@ from store.scores import measurements
 PLAIN_PRUNING = PruneSpec(
     method="structured", score="l2", compensate=False, part="decoder", kinds=(*INTERNAL_KINDS, "stream"), rate=0.5
 )
-"""Plain magnitude pruning: one rate for all sites of the decoder, the least (in steps of 0.05) that decodes as fast as the preset."""
+"""Plain magnitude pruning: one rate for all sites of the decoder, in steps of 0.05 the one that decodes about as fast as the preset."""
 HIGHER_RATE = changed(PLAIN_PRUNING, rate=0.7)
 RECIPE = {**PRESETS["medium"].retrain.model_dump(exclude_defaults=True), "eval_interval": 5}
 """The presets' retraining, validated less often; `Way` says how long."""
@@ -106,7 +106,7 @@ def report(manager: ModelManager, dense: str) -> None:
             f"test images; decode: median of 20 interleaved repeats at batch {' and '.join(map(str, BATCHES))}. Minutes: the "
             "retraining with its validations. Only the decoder is pruned, and the encoder is held: latents are the baseline's, and a world "
             "model that was trained on them can stay. The presets' retraining uses Muon. Plain L2: magnitude, one shot, no fit, no "
-            "distillation, one rate for all sites: the least, in steps of 0.05, that decodes as fast as the preset; retrained with AdamW "
+            "distillation, one rate for all sites, in steps of 0.05 the one that decodes about as fast as the preset; retrained with AdamW "
             "by the form's own loss (L1) and choice of the best step, by MSE, or by the presets' loss and choice.",
             "",
             *table(["", "retrained", "PSNR", "foreground", "decode, batch 8", "batch 1", "parameters", "latent drift"], rows),

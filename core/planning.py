@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import store.jobs as jobs
+from core.devices import default_device
 from core.errors import CoreError
 from core.settings import Settings
 from core.solver.latency import LatencyTable
 from core.solver.search import CostName, Solution, reach, solve
 from core.solver.sensitivity import SensitivityTable
-from core.specs import PruneSpec, SensitivitySpec
+from core.specs import BenchmarkSpec, EvaluateSpec, PruneSpec, SensitivitySpec
 from dcaecore.config import DCAEConfig
 from dcaecore.layout import Layout, sites
 from store import JobRow, Store, get_model
@@ -40,9 +41,8 @@ class Proposal:
         }
 
     def change(self, key: str) -> str:
-        """How far a predicted figure is from what it is now: decibels, or per cent."""
-        before, after = self.solution.before[key], self.solution.after[key]
-        return f"{after - before:+.2f} dB" if key.endswith("_db") else f"{after / before - 1:+.1%}"
+        """How far a predicted figure is from what it is now."""
+        return change_text(key, self.solution.before[key], self.solution.after[key])
 
     def latency_text(self) -> str:
         """How the milliseconds were measured and how far such predictions were off."""
@@ -57,6 +57,11 @@ class Proposal:
             f"Milliseconds: {p['device_name']} ({p['device']}, {p['threads']} threads), {p['dtype']}, {p['image_size']} px, "
             f"batch {p['batch_size']}; mean error over {number} other plans: {errors}."
         )
+
+
+def change_text(key: str, before: float, after: float) -> str:
+    """How far a figure is from another: decibels, or per cent."""
+    return f"{after - before:+.2f} dB" if key.endswith("_db") else f"{after / before - 1:+.1%}"
 
 
 class Planning:
@@ -77,16 +82,27 @@ class Planning:
         return None if job is None else SensitivityTable.from_json(self._table(job))
 
     def profile_job(self, ref: str, device: str | None = None) -> JobRow | None:
-        """The newest finished latency profile of a model's architecture (on a device)."""
-        config = get_model(self.store, ref).config
-        for job in jobs.list_jobs(self.store, ("done",), None, device=device, operations=("profile",)):
+        """The newest finished latency profile of this device (None: that of new jobs) that knows the model's widths.
+
+        A model's own comes first, then one of a model of the same architecture that is nowhere narrower.
+        """
+        row, on = get_model(self.store, ref), device or default_device(self.settings.device)
+        config, layout = DCAEConfig.from_json(row.config), Layout.from_json(row.layout)
+        wider: JobRow | None = None
+        for job in jobs.list_jobs(self.store, ("done",), None, device=on, operations=("profile",)):
             assert job.parent_model_id is not None
-            if get_model(self.store, job.parent_model_id, deleted=True).config == config:
+            profiled = get_model(self.store, job.parent_model_id, deleted=True)
+            if profiled.config != row.config:
+                continue
+            known = Layout.from_json(profiled.layout)
+            if known.digest() == layout.digest():
                 return job
-        return None
+            if wider is None and all(known.width(site) >= layout.width(site) for site in sites(config).values()):
+                wider = job
+        return wider
 
     def latency(self, ref: str, device: str | None = None) -> LatencyTable | None:
-        """What it measured; None where there is none."""
+        """What it measured; None where there is none for this device (None: that of new jobs)."""
         job = self.profile_job(ref, device)
         return None if job is None else LatencyTable.from_json(self._table(job))
 
@@ -132,6 +148,17 @@ class Planning:
             image_size=self._size(config, ref, latency),
         )  # fmt: skip
         return Proposal(_spec(config, layout, found, how), found, latency)
+
+    def conditions(self, ref: str) -> tuple[EvaluateSpec, BenchmarkSpec]:
+        """What measures the model of a proposal under the conditions that it was predicted for: as many of the sensitivity's images,
+        but test images, and the profile's sizes and dtype, or the benchmark's own where there is no profile."""
+        job, latency = self.sensitivity_job(ref), self.latency(ref)
+        how = SensitivitySpec() if job is None else SensitivitySpec.model_validate(job.spec)
+        seen = EvaluateSpec(data=how.data, image_size=how.image_size, num_images=how.num_images, num_save_images=0)
+        if latency is None:
+            return seen, BenchmarkSpec(image_size=how.image_size)
+        timed = {key: latency.protocol[key] for key in ("image_size", "batch_size", "dtype")}
+        return seen, BenchmarkSpec.model_validate({**timed, "with_baseline": False})
 
     def _table(self, job: JobRow) -> Mapping[str, Any]:
         found: Mapping[str, Any] = json.loads(self.store.blobs.read(job.result["table_digest"]))

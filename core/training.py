@@ -24,7 +24,7 @@ from core.retrain_presets import phases, preset_values
 from core.schedules import with_steps
 from core.settings import Settings
 from core.specs import BranchSpec, ResetSpec, RetrainSpec
-from dcaecore.config import DCAEConfig
+from dcaecore.config import DCAEConfig, check_teacher
 from dcaecore.data import check_location
 from dcaecore.freezing import check_parts, part_names
 from store import CheckpointRow, JobRow, ModelRow, Store, baseline_of, checkpoints, get_model, metrics
@@ -129,10 +129,12 @@ class Training:
 
     def _check_parts_and_goal(self, model_id: str, spec: RetrainSpec) -> None:
         """What a retraining holds and aims at must be there; raises ConfigError, CoreError, StoreError."""
-        check_parts(DCAEConfig.from_json(get_model(self.store, model_id).config), spec.frozen_stages)
+        config = DCAEConfig.from_json(get_model(self.store, model_id).config)
+        check_parts(config, spec.frozen_stages)
         goal_row(spec, self.store, model_id)
         if spec.teacher not in ("", "baseline"):
-            get_model(self.store, spec.teacher)
+            teacher = get_model(self.store, spec.teacher)
+            check_teacher(DCAEConfig.from_json(teacher.config), config, features=spec.distill_features_weight > 0)
 
     def steps_done(self, ref: str) -> int:
         """Steps that a retraining has behind it, or would go on from."""

@@ -205,3 +205,23 @@ def _validate_coder(name: str, coder: CoderConfig) -> None:
             )
         if coder.resample in ("unshuffle", "shuffle") and name == "encoder" and b % 4:
             raise ConfigError(f"{name}.widths: {b} must be a multiple of 4 for pixel-unshuffle.", given=coder.widths)
+
+
+def check_teacher(teacher: DCAEConfig, student: DCAEConfig, *, features: bool) -> None:
+    """Raises ConfigError where one model cannot teach another: latents of another shape or, with `features`, stages of other widths."""
+    shapes = [(config.latent_channels, config.spatial_compression) for config in (teacher, student)]
+    if shapes[0] != shapes[1]:
+        (a, by_a), (b, by_b) = shapes
+        raise ConfigError(
+            f"The teacher's latents ({a} channels, {by_a} x) are not the student's ({b} channels, {by_b} x).",
+            code="teacher",
+            given=shapes[0],
+            legal=shapes[1],
+            next="Choose an ancestor of this model.",
+        )
+    if features and (teacher.encoder.widths, teacher.decoder.widths) != (student.encoder.widths, student.decoder.widths):
+        raise ConfigError(
+            "The teacher's stages have other widths: its features cannot be compared.",
+            code="teacher",
+            next="Choose an ancestor of this model, or distill its output or latents alone.",
+        )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dcaecore.errors import ConfigError
+from dcaecore.config import check_teacher
 from dcaecore.layout import Layout
 from dcaecore.model import DCAE
 
@@ -43,16 +43,7 @@ class Distillation:
     def __init__(
         self, teacher: DCAE, student: DCAE, weights: DistillWeights, *, mean: Callable[[Tensor], Tensor] | None = None
     ) -> None:
-        a, b = teacher.config, student.config
-        if (a.latent_channels, a.spatial_compression) != (b.latent_channels, b.spatial_compression):
-            raise ConfigError(
-                f"The teacher's latents ({a.latent_channels} channels, {a.spatial_compression} x) are not the student's "
-                f"({b.latent_channels} channels, {b.spatial_compression} x).",
-                code="teacher",
-                next="Choose an ancestor of this model.",
-            )
-        if weights.features > 0 and (a.encoder.widths, a.decoder.widths) != (b.encoder.widths, b.decoder.widths):
-            raise ConfigError("The teacher's stages have other widths: its features cannot be compared.", code="teacher")
+        check_teacher(teacher.config, student.config, features=weights.features > 0)
         self.teacher = teacher.eval().requires_grad_(False)
         self.student, self.weights, self.mean = student, weights, mean
         self.common = _common_channels(teacher, student) if weights.features > 0 else {}

@@ -20,7 +20,8 @@ from core.specs import STRUCTURED_METHODS, PruneSpec
 from dcaecore.config import DCAEConfig
 from dcaecore.layout import Layout, Site, SiteKind, sites
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+"""Since 2 a plan names its model's config too."""
 LEAST_SHARE = 0.1
 """What a site keeps at least where sites are ranked together."""
 COMPARABLE_SCORES = ("lamp", "taylor", "obs", "random")
@@ -41,19 +42,26 @@ class Plan:
     parent: str
     layout_digest: str
     keep: Mapping[str, tuple[int, ...]]
+    config_digest: str = ""
+    """sha256 of the canonical JSON of the model's config; empty in plans of version 1."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""
         keep = {name: list(units) for name, units in sorted(self.keep.items())}
-        return {"version": PLAN_VERSION, "parent": self.parent, "layout_digest": self.layout_digest, "keep": keep}
+        made_for = {"parent": self.parent, "layout_digest": self.layout_digest}
+        if not self.config_digest:
+            return {"version": 1, **made_for, "keep": keep}
+        return {"version": PLAN_VERSION, **made_for, "config_digest": self.config_digest, "keep": keep}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Reads `to_json`'s values; raises CoreError for another version."""
-        if data.get("version") != PLAN_VERSION:
-            raise CoreError("This plan was made by another version.", code="plan_version", legal=PLAN_VERSION)
+        if data.get("version") not in (1, PLAN_VERSION):
+            raise CoreError(
+                "This plan was made by another version.", code="plan_version", given=data.get("version"), legal=(1, PLAN_VERSION)
+            )
         keep = {name: tuple(units) for name, units in data["keep"].items()}
-        return cls(data["parent"], data["layout_digest"], keep)
+        return cls(data["parent"], data["layout_digest"], keep, data.get("config_digest", ""))
 
     @property
     def id(self) -> str:
@@ -62,7 +70,15 @@ class Plan:
         return "p_" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def apply_to(self, config: DCAEConfig, layout: Layout) -> Layout:
-        """The layout after this plan; raises CoreError where it was made for another one."""
+        """The layout after this plan; raises CoreError where it was made for another config or layout."""
+        if self.config_digest not in ("", _digest(config)):
+            raise CoreError(
+                f"Plan {self.id} was made for another model ({self.parent}): the configs differ.",
+                code="plan_config",
+                given=_digest(config)[:12],
+                legal=self.config_digest[:12],
+                next="Make a plan for this model.",
+            )
         if layout.digest() != self.layout_digest:
             raise CoreError(
                 f"Plan {self.id} was made for another model ({self.parent}): the layouts differ.",
@@ -72,6 +88,10 @@ class Plan:
                 next="Make a plan for this model.",
             )
         return layout.compose(config, self.keep)
+
+
+def _digest(config: DCAEConfig) -> str:
+    return hashlib.sha256(json.dumps(config.to_json(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def kept_count(units: int, rate: float, *, round_to: int = 1) -> int:
@@ -160,7 +180,7 @@ def make_plan(config: DCAEConfig, layout: Layout, scores: Mapping[str, np.ndarra
     for name, count in counts.items():
         best = np.argsort(-values[name], kind="stable")[:count]
         keep[name] = tuple(int(i) for i in np.sort(best))
-    return Plan(parent, layout.digest(), keep)
+    return Plan(parent, layout.digest(), keep, _digest(config))
 
 
 def _ranked_counts(

@@ -23,6 +23,7 @@ from core.terminal import inside, inspection, output, running, training
 from core.terminal import lineage as lineage_verbs
 from core.terminal import mirror as mirror_verbs
 from core.terminal.options import common_first, spec_values, with_options
+from core.terminal.solving import prune_and_measure
 from store import JobRow
 
 app = typer.Typer(
@@ -230,7 +231,9 @@ def solve(
     at_most: Annotated[float | None, typer.Option(help="The most that it may be, in its unit (ms, numbers, bytes).")] = None,
     loss_db: Annotated[float | None, typer.Option(help="Instead: the most that may be lost in one shot, in dB.")] = None,
     lock: Annotated[list[str] | None, typer.Option(help="A site, stage or kind that stays whole; may be given again.")] = None,
-    run: Annotated[bool, typer.Option("--run", help="Prune so at once.")] = False,
+    run: Annotated[
+        bool, typer.Option("--run", help="Prune so at once; then (not with --detach) measure both and say what was achieved.")
+    ] = False,
 ) -> None:
     """Find the pruning that reaches a target at the least predicted loss, and say what it will bring."""
     if cost not in COSTS:
@@ -243,7 +246,15 @@ def solve(
         return
     if not state.json:
         output.show_proposal(proposal)
-    finish(manager, manager.prune_model(row.id, proposal.spec))
+    if state.detach:
+        finish(manager, manager.prune_model(row.id, proposal.spec))
+        return
+    made, achieved = prune_and_measure(manager, row, proposal, quiet=state.json)
+    if state.json:
+        output.emit({"model": made.to_json(), "predicted": dict(proposal.solution.after), "achieved": achieved})
+        return
+    output.show_achieved(proposal, achieved)
+    output.console.print(f"{made.id}  {made.name}", highlight=False)
 
 
 compare_verbs.add_to(app)

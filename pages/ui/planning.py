@@ -74,17 +74,21 @@ def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last
     label, unit, scale = TARGETS[cost]
     timed = manager.profile_job(row.id)
     measured = row.id, job.id, timed.id if timed else ""
+    locked = st.multiselect(
+        "Keep whole", lockable(table), key="solve-locked", placeholder="nothing is locked",
+        help="Sites, stages or kinds that the solver must not touch.",
+    )  # fmt: skip
     with guarded():
         if by_loss:
             value = place[2].number_input("Lose at most (dB, in one shot)", 0.05, 30.0, 2.0, 0.25)
-            proposal = proposed(manager, *measured, cost, loss_db=value)
+            proposal = proposed(manager, *measured, cost, tuple(locked), loss_db=value)
         else:
             least, now = (figure / scale for figure in manager.reach(row.id, cost))
             value = place[2].number_input(
                 f"{label} ({unit})", 0.0, None, round((least + now) / 2, 3), max(0.001, round(now / 20, 3)), key=f"solve-{cost}",
                 help=f"Now {now:.3g}; with every measured rate at its highest {least:.3g}.",
             )  # fmt: skip
-            proposal = proposed(manager, *measured, cost, at_most=value * scale)
+            proposal = proposed(manager, *measured, cost, tuple(locked), at_most=value * scale)
         show_proposal(proposal)
         if st.button("Prune so, retrain and compare", icon=":material/play_arrow:", type="primary", key="solve-run"):
             jobs = manager.compress(
@@ -95,9 +99,18 @@ def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def proposed(_manager: ModelManager, model: str, sensitivity: str, profile: str, cost: CostName, **target: float) -> Proposal:
+def proposed(
+    _manager: ModelManager, model: str, sensitivity: str, profile: str, cost: CostName, locked: tuple[str, ...], **target: float
+) -> Proposal:
     """The solver's answer, kept while `sensitivity` and `profile` (their jobs' ids) are the newest: it takes half a second."""
-    return _manager.propose(model, cost=cost, **target)  # type: ignore[arg-type]
+    return _manager.propose(model, cost=cost, locked=locked, **target)
+
+
+def lockable(table: SensitivityTable) -> list[str]:
+    """What may be kept whole: kinds of site, whole or of one coder, then the measured sites or stages."""
+    measured = sorted({(name.partition(".")[0], name.rpartition(".")[2]) for names in table.knobs.values() for name in names})
+    kinds = sorted({kind for _coder, kind in measured})
+    return [*kinds, *(f"{coder}.{kind}" for coder, kind in measured), *table.knobs]
 
 
 def show_proposal(proposal: Proposal) -> None:

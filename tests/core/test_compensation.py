@@ -15,11 +15,11 @@ from core.operations.models import load
 from core.pruning.calibration import CalibrationImages, gradients, images_needed, number_of_images, statistics
 from core.pruning.compensation import compensate
 from core.pruning.plans import kept_count, make_plan
-from core.pruning.scores import SCORES, fpgm, lamp, obs, pivoted_qr, score_units
+from core.pruning.scores import SCORES, fpgm, lamp, obs, pivoted_qr, score_units, wanda
 from core.pruning.surgery import cut, zero
 from core.pruning.units import feature_units, folding_layer
 from core.specs import PruneSpec
-from dcaecore import DCAE, VARIANTS, sites
+from dcaecore import DCAE, VARIANTS, DataSource, open_frames, sites, split_rows
 from dcaecore.layout import INTERNAL_KINDS
 from tests.core.test_pruning import EACH, MODELS, SHAPES
 
@@ -214,10 +214,15 @@ def test_obs_eliminates_what_least_squares_misses_least(units, per_unit, seed):
         assert scores[unit] == pytest.approx(error(gone), rel=1e-4)
 
 
-def test_lamp_fpgm_and_qr_by_hand():
+def test_lamp_fpgm_wanda_and_qr_by_hand():
     assert lamp(np.array([1.0, 2.0, 2.0])) == pytest.approx([1 / 9, 4 / 8, 1.0])
     assert fpgm(np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 4.0]])) == pytest.approx([9.0, 8.0, 7.0])
     x = np.array([[2.0, 2.0, 0.0], [0.0, 1e-3, 1.0], [0.0, 0.0, 0.0]])
+    weight = np.array([[3.0, 1.0, 0.0], [4.0, 0.0, 2.0]])[:, :, None, None]
+    gram = np.diag([1.0, 9.0, 4.0]) + 0.3
+    norms = np.sqrt([25 * 1.3, 1 * 9.3, 4 * 4.3])
+    assert wanda(weight, gram, np.arange(3)[:, None]) == pytest.approx(norms), "columns' norms times activations'"
+    assert wanda(weight, gram, np.array([[0, 2]])) == pytest.approx(np.hypot(norms[0], norms[2])), "a unit of two channels"
     order = np.argsort(-pivoted_qr(np.ones((1, 3, 1, 1)), x.T @ x, np.arange(3)[:, None]))
     assert list(order) == [1, 2, 0], "the first channel adds nothing to the other two"
 
@@ -309,9 +314,12 @@ def test_the_operation_keeps_the_plan_and_the_data_on_record(bench, score):
     parent = bench.add()
     job = bench.run("prune", parent.id, method="structured", score=score, rate=0.5, calibration_images=16, calibration_size=64)
     made = load(bench.store, job.model_id)
-    assert made.row.name.startswith(f"dcae_{score}structured_0.50_") or made.row.name
+    assert f"_{score}structured_0.50_" in made.row.name
     assert 0.4 < job.result["achieved_rate"] <= 0.5
     assert made.row.dataset["location"] == "mspacman" and made.row.dataset["image_size"] == 64
+    frames = open_frames(DataSource(location="mspacman"), cache_folder=bench.settings.data_folder)
+    trained_on = frames.identity(split_rows(frames).train)
+    assert made.row.dataset["rows_sha256"] == trained_on["rows_sha256"], "calibration images are training images"
     assert any("16 calibration images" in line["message"] for line in bench.log(job))
     images = {} if score == "random" else {"calibration_images": 16, "calibration_size": 64}
     plain = bench.run("prune", parent.id, method="structured", score=score, rate=0.5, compensate=False, **images)

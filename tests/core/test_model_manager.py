@@ -20,7 +20,7 @@ from core.model_manager import ModelManager
 from core.presets import PRESETS
 from core.specs import BenchmarkSpec, EvaluateSpec, PruneSpec, RetrainSpec
 from core.terminal import demo
-from dcaecore import VARIANTS, Layout, estimate, load_model, sites
+from dcaecore import VARIANTS, ConfigError, DCAEConfig, Layout, estimate, load_model, sites
 from store import StoreError
 from tests.core.in_process import Inline
 
@@ -101,6 +101,14 @@ def test_a_prediction_is_what_the_pruning_makes(manager, tiny):
             manager.predict_pruning(tiny.id, {"site_rates": {"middle": 0.5}, "apply": how})
 
 
+def test_a_teacher_of_another_latent_shape_is_refused_before_anything_is_queued(manager, worker, tiny):
+    config = DCAEConfig.from_json({**TINY.to_json(), "latent_channels": TINY.latent_channels * 2})
+    other, before = worker.bench.add(config=config), manager.jobs()
+    with pytest.raises(ConfigError, match="teacher's latents") as caught:
+        manager.retrain_model(tiny.id, {**RETRAIN, "teacher": other.id, "distill_output_weight": 1.0})
+    assert caught.value.next and manager.jobs() == before
+
+
 def test_a_proposal_prunes_to_what_it_predicted(manager, tiny):
     """From the measurements to a model: parameters, MACs and bytes exactly as said, milliseconds with their known error."""
     for ask in (manager.reach, manager.propose):
@@ -125,6 +133,8 @@ def test_a_proposal_prunes_to_what_it_predicted(manager, tiny):
     assert least < now == manager.cost(tiny.id).parameters
     proposal = manager.propose(tiny.id, cost="parameters", at_most=(least + now) / 2)
     row = manager.get_model(manager.wait(manager.prune_model(tiny.id, proposal.spec).id).model_id)
+    seen, timed = manager.conditions(tiny.id)
+    assert (seen.image_size, seen.num_images, seen.split, timed.image_size, timed.batch_size) == (32, 16, "test", 32, 1)
     after = proposal.to_json()["predicted"]
     assert row.facts["parameters"] == after["parameters"] <= (least + now) / 2
     achieved = manager.cost(row.id, image_size=32)
@@ -132,6 +142,10 @@ def test_a_proposal_prunes_to_what_it_predicted(manager, tiny):
     assert after["decode_ms"] > 0 and "mean error over 2 other plans" in proposal.latency_text()
     assert set(proposal.spec.site_rates) == {name for name, site in sites(TINY).items() if site.kind != "stream"}
     assert 0.1 <= proposal.spec.rate <= 0.9 and manager.sensitivity(row.id) is None, "of another model"
+    whole = manager.profile_job(tiny.id)
+    assert manager.profile_job(row.id).id == whole.id, "whoever is wider knows the narrower one's widths"
+    own = manager.wait(manager.profile_latency(row.id, brief).id)
+    assert manager.profile_job(row.id).id == own.id and manager.profile_job(tiny.id).id == whole.id, "not the other way round"
 
 
 def test_each_verb_submits_its_operation_in_full(manager, tiny, worker):

@@ -404,6 +404,14 @@ def test_refusals_say_why():
     narrower = plan.apply_to(model.config, Layout())
     with pytest.raises(CoreError, match="made for another model"):
         plan.apply_to(model.config, narrower)
+    wider = VARIANTS["dc-ae-f32c32-sana-1.0"]
+    with pytest.raises(CoreError, match="the configs differ") as caught:
+        plan.apply_to(wider, Layout())
+    assert caught.value.next == "Make a plan for this model."
+    old = {key: value for key, value in plan.to_json().items() if key != "config_digest"} | {"version": 1}
+    assert Plan.from_json(old).to_json() == old and Plan.from_json(old).apply_to(model.config, Layout()) == narrower
+    with pytest.raises(CoreError, match="another version"):
+        Plan.from_json({**old, "version": 3})
     with pytest.raises(ConfigError, match="last unit"):
         cut(model.state_dict(), model.config, Layout(), {"encoder.stages.1.blocks.0.mid": ()})
     with pytest.raises(ConfigError, match="no site"):

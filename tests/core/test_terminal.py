@@ -153,6 +153,12 @@ def test_a_target_from_the_terminal(call):
     assert "decoder" in found["data"]["latency"]["errors"] and "decode_ms" in found["data"]["predicted"]
     code, made = call("solve", "--cost", "parameters", "--loss-db", "3", "--run")
     assert code == 0 and made["data"]["model"]["facts"]["parameters"] == found["data"]["predicted"]["parameters"]
+    predicted, achieved = made["data"]["predicted"], made["data"]["achieved"]
+    assert set(achieved) == set(predicted) and made["data"]["predicted"] == found["data"]["predicted"]
+    assert all(
+        achieved[key] == [found["data"]["before"][key], predicted[key]] for key in ("parameters", "decode_macs", "weight_bytes")
+    )
+    assert 0 < achieved["decode_ms"][0] and achieved["psnr_db"][0] != achieved["psnr_db"][1], "measured of both"
     assert call("solve", "--cost", "beauty", "--loss-db", "1")[1]["error"]["code"] == "cost"
     assert call("solve", "--cost", "parameters", "--loss-db", "3", "--lock", "decoder")[1]["error"]["code"] == "unknown_site"
 

@@ -14,6 +14,14 @@ print("BUTTONS", [button.label for button in app.button])
 print("TORCH", "torch" in sys.modules)
 """
 
+LOCKS = """
+lock = next(box for box in app.multiselect if box.label == "Keep whole")
+assert {"mid", "encoder.mid", "decoder.mid"} < set(lock.options), lock.options
+print("FREE")
+lock.set_value(["mid"]).run()
+print("LOCKED", [box.value for box in app.error])
+"""
+
 EVERY = """
 import sys
 from streamlit.testing.v1 import AppTest
@@ -72,8 +80,9 @@ def test_the_prune_page_offers_targets_once_the_model_is_measured(settings, mana
     how = {"method": "structured", "score": "l2", "compensate": False, "kinds": ["mid"]}
     job = manager.measure_sensitivity(tiny.id, {"prune": how, "rates": [0.5], "image_size": 32, "num_images": 4})
     manager.wait(job.id, 60)
-    said = drive(settings, "pages/2_Prune.py", f"model={tiny.id}", f"chain={job.id}", steps=LOOK)
+    said = drive(settings, "pages/2_Prune.py", f"model={tiny.id}", f"chain={job.id}", steps=LOOK + LOCKS)
     assert "ERRORS []" in said and "TORCH False" in said and "Prune so, retrain and compare" in said
+    assert "FREE" in said and "cannot be reached" in said.partition("LOCKED")[2]
 
 
 def test_a_schedule_is_chosen_seen_and_run_from_the_form(settings, manager):
