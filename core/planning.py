@@ -150,11 +150,11 @@ class Planning:
         return Proposal(_spec(config, layout, found, how), found, latency)
 
     def conditions(self, ref: str) -> tuple[EvaluateSpec, BenchmarkSpec]:
-        """What measures the model of a proposal under the conditions that it was predicted for: as many of the sensitivity's images,
-        but test images, and the profile's sizes and dtype, or the benchmark's own where there is no profile."""
+        """What measures the model of a proposal under the conditions that it was predicted for: test images of the sensitivity's data
+        and size, and the profile's sizes and dtype, or the benchmark's own where there is no profile."""
         job, latency = self.sensitivity_job(ref), self.latency(ref)
         how = SensitivitySpec() if job is None else SensitivitySpec.model_validate(job.spec)
-        seen = EvaluateSpec(data=how.data, image_size=how.image_size, num_images=how.num_images, num_save_images=0)
+        seen = EvaluateSpec(data=how.data, image_size=how.image_size)
         if latency is None:
             return seen, BenchmarkSpec(image_size=how.image_size)
         timed = {key: latency.protocol[key] for key in ("image_size", "batch_size", "dtype")}

@@ -139,14 +139,17 @@ def show_sensitivity(table: SensitivityTable) -> None:
     console.print(f"{METRICS[metric].title} in dB against {table.whole[metric]:.2f} of the whole model.", highlight=False)
 
 
+def _title(key: str) -> str:
+    """What a predicted figure is called: the bytes are those of all tensors, without a file's header."""
+    return "Weights" if key == "weight_bytes" else METRICS[key].title
+
+
 def show_proposal(proposal: Proposal) -> None:
     """What a solved pruning is predicted to bring, and the rates that do it."""
     before, after = proposal.solution.before, proposal.solution.after
     table = Table("", "now", "predicted", "change", header_style="bold")
     for key, value in after.items():
-        metric = METRICS[key]
-        title = "Weights" if key == "weight_bytes" else metric.title
-        table.add_row(title, metric.text(before[key]), metric.text(value), proposal.change(key))
+        table.add_row(_title(key), METRICS[key].text(before[key]), METRICS[key].text(value), proposal.change(key))
     console.print(table)
     rates = {name: rate for name, rate in proposal.spec.site_rates.items() if rate}
     console.print(", ".join(f"{name} {rate:g}" for name, rate in rates.items()), highlight=False)
@@ -159,7 +162,7 @@ def show_achieved(proposal: Proposal, achieved: Mapping[str, tuple[float, float]
     """What was predicted and what was made, each as a change from the parent."""
     table = Table("", "predicted", "achieved", "", header_style="bold")
     for key, (before, after) in achieved.items():
-        table.add_row(METRICS[key].title, proposal.change(key), change_text(key, before, after), METRICS[key].text(after))
+        table.add_row(_title(key), proposal.change(key), change_text(key, before, after), METRICS[key].text(after))
     console.print(table)
     console.print("Achieved: counted, or measured of both models in one run; quality on test images.", highlight=False)
 
