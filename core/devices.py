@@ -44,7 +44,11 @@ def devices() -> list[Device]:
 
 def default_device(setting: str = "auto") -> str:
     """The device of new jobs: the setting, or with `auto` the first that `devices` finds."""
-    return devices()[0].name if setting == "auto" else setting
+    if setting != "auto":
+        return setting
+    # Not by `devices`: the CPU's load counts from the last look at it, and would be that of a moment.
+    gpus = _gpus(_nvml()) if torch_uses_gpus() else []
+    return gpus[0].name if gpus else "cpu"
 
 
 @lru_cache(maxsize=1)

@@ -66,16 +66,16 @@ class Plan:
     @property
     def id(self) -> str:
         """`p_` and 16 hex digits of the sha256 of the canonical JSON."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
-        return "p_" + hashlib.sha256(text.encode()).hexdigest()[:16]
+        return "p_" + _digest(self.to_json())[:16]
 
     def apply_to(self, config: DCAEConfig, layout: Layout) -> Layout:
         """The layout after this plan; raises CoreError where it was made for another config or layout."""
-        if self.config_digest not in ("", _digest(config)):
+        given = _digest(config.to_json())
+        if self.config_digest not in ("", given):
             raise CoreError(
                 f"Plan {self.id} was made for another model ({self.parent}): the configs differ.",
                 code="plan_config",
-                given=_digest(config)[:12],
+                given=given[:12],
                 legal=self.config_digest[:12],
                 next="Make a plan for this model.",
             )
@@ -90,8 +90,9 @@ class Plan:
         return layout.compose(config, self.keep)
 
 
-def _digest(config: DCAEConfig) -> str:
-    return hashlib.sha256(json.dumps(config.to_json(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def _digest(values: Mapping[str, Any]) -> str:
+    """sha256 of the canonical JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def kept_count(units: int, rate: float, *, round_to: int = 1) -> int:
@@ -180,7 +181,7 @@ def make_plan(config: DCAEConfig, layout: Layout, scores: Mapping[str, np.ndarra
     for name, count in counts.items():
         best = np.argsort(-values[name], kind="stable")[:count]
         keep[name] = tuple(int(i) for i in np.sort(best))
-    return Plan(parent, layout.digest(), keep, _digest(config))
+    return Plan(parent, layout.digest(), keep, _digest(config.to_json()))
 
 
 def _ranked_counts(

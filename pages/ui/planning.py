@@ -44,8 +44,8 @@ def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last
             choice["method"] = "structured"
             start_chain([manager.measure_sensitivity(row.id, {"prune": choice, **images}).id], row.id)
             st.rerun()
-    latency = manager.latency(row.id)
-    if second.button("Profile latency" if latency is None else "Profile latency again", icon=":material/timer:"):
+    timed = manager.profile_job(row.id)
+    if second.button("Profile latency" if timed is None else "Profile latency again", icon=":material/timer:"):
         with guarded():
             streams = "stream" in how.get("kinds", ())
             asked = {"image_size": last.get("image_size", 128), "streams": streams}
@@ -62,7 +62,7 @@ def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last
     st.plotly_chart(
         heat_map(table, metric, dark=st.context.theme.type == "dark"), key="sensitivity", config={"displayModeBar": False}
     )
-    known = [name for name in TARGETS if name not in CODERS or latency is not None]
+    known = [name for name in TARGETS if name not in CODERS or timed is not None]
     place = st.columns(3)
     by_loss = (
         place[0].radio("Target", ["cost", "loss"], format_func={"cost": "a cost", "loss": "a loss of quality"}.__getitem__)
@@ -72,7 +72,6 @@ def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last
         "Make as small as possible" if by_loss else "Cost", known, format_func=lambda name: METRICS[name].title, key="solve-cost"
     )
     label, unit, scale = TARGETS[cost]
-    timed = manager.profile_job(row.id)
     measured = row.id, job.id, timed.id if timed else ""
     locked = st.multiselect(
         "Keep whole", lockable(table), key="solve-locked", placeholder="nothing is locked",
