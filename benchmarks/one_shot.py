@@ -13,11 +13,21 @@ RATES = (0.3, 0.5, 0.7)
 WAYS: dict[str, dict[str, Any]] = {
     "random (control)": {"method": "structured", "score": "random", "compensate": False},
     "L2 magnitude": {"method": "l2_structured"},
-    "L2, fitted": {"method": "structured", "score": "l2"},
     "obs": {"method": "structured", "score": "obs", "compensate": False},
-    "obs, fitted": {"method": "structured", "score": "obs"},
-    "obs, fitted, ranked over all sites": {"method": "structured", "score": "obs", "scope": "global"},
+    **{
+        f"{score}, fitted": {"method": "structured", "score": score}
+        for score in ("l1", "l2", "fpgm", "taylor", "wanda", "qr", "obs")
+    },
+    **{
+        f"{score}, fitted, all pixels alike": {"method": "structured", "score": score, "calibration_foreground_weight": 1.0}
+        for score in ("l2", "obs")
+    },
+    **{
+        f"{score}, fitted, ranked over all sites": {"method": "structured", "score": score, "scope": "global"}
+        for score in ("lamp", "obs")
+    },
 }
+"""LAMP ranks within a site as L2 does: it differs where sites are ranked together."""
 PLAIN = "L2 magnitude"
 
 
