@@ -7,6 +7,7 @@ mask on the device, masks survive training, bf16 stays near fp32. Speeds are med
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import time
@@ -24,6 +25,7 @@ from core.pruning.surgery import cut, zero
 from core.specs import PruneSpec
 from dcaecore import DCAE, VARIANTS, Layout, sites
 from dcaecore.checkpoint import build
+from dcaecore.two_four import pack
 
 RESULTS = Path(__file__).with_name("RESULTS-gpu.json")
 PRUNINGS = {
@@ -31,12 +33,16 @@ PRUNINGS = {
     **{name: PRESETS[name].prune for name in ("medium", "aggressive")},
 }
 """Title -> what goes; units by their L2 norm in each."""
+PRODUCTS = ((4096, 1024, 4096), (1024, 2048, 4096), (8192, 1024, 1024))
+"""Outputs, inputs and tokens of matrix products."""
+DEVICE = "cuda"
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def median_ms(calls: dict[str, Any], repeats: int = 30) -> dict[str, float]:
-    """Median milliseconds of each call, interleaved, after five untimed rounds."""
+def median_ms(calls: dict[str, Any], repeats: int = 30, warmup: int = 5) -> dict[str, float]:
+    """Median milliseconds of each call, interleaved, after some untimed rounds."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(-5, repeats):
+    for repeat in range(-warmup, repeats):
         for name, call in calls.items():
             torch.cuda.synchronize()
             started = time.perf_counter()
@@ -52,10 +58,10 @@ def shape(name: str, image_size: int, batch_size: int) -> dict[str, Any]:
     """Checks and decode speed of one shape, bf16: L2 at rates 0.3 to 0.8 (internal sites), and the widths of two presets."""
     torch.manual_seed(0)
     config = VARIANTS[name]
-    model = DCAE(config).cuda().eval()
+    model = DCAE(config).to(DEVICE).eval()
     state = model.state_dict()
     scores = {n: sliced_norm(state, config, Layout(), s, 2) for n, s in sites(config).items()}
-    x = torch.rand(batch_size, 3, image_size, image_size, device="cuda") * 2 - 1
+    x = torch.rand(batch_size, 3, image_size, image_size, device=DEVICE) * 2 - 1
     z = model.encode(x)
     found: dict[str, Any] = {
         "image_size": image_size,
@@ -88,14 +94,14 @@ def compiled(name: str, image_size: int) -> dict[str, Any]:
     """Decode in bf16, dense and cut at 0.5, each eager and compiled, contiguous and channels-last: speed-ups within each way."""
     torch.manual_seed(0)
     config = VARIANTS[name]
-    dense = DCAE(config).cuda().eval()
+    dense = DCAE(config).to(DEVICE).eval()
     state = dense.state_dict()
     scores = {n: sliced_norm(state, config, Layout(), s, 2) for n, s in sites(config).items()}
-    result = cut(state, config, Layout(), make_plan(config, Layout(), scores, PruneSpec(rate=0.5)).keep)
+    result = cut(state, config, Layout(), make_plan(config, Layout(), scores, PRUNINGS["0.5"]).keep)
     models = {"dense": dense.bfloat16(), "0.5": build(config, result.layout, result.state).bfloat16()}
-    z = models["dense"].encode(torch.rand(1, 3, image_size, image_size, device="cuda", dtype=torch.bfloat16) * 2 - 1)
+    z = models["dense"].encode(torch.rand(1, 3, image_size, image_size, device=DEVICE, dtype=torch.bfloat16) * 2 - 1)
     found: dict[str, Any] = {}
-    for layout, form in (("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last)):
+    for layout, form in FORMATS.items():
         for model in models.values():
             model.to(memory_format=form)  # type: ignore[call-overload]
         ways: dict[str, dict[str, Any]] = {
@@ -110,14 +116,36 @@ def compiled(name: str, image_size: int) -> dict[str, Any]:
 
 
 @torch.inference_mode()
+def sparse_model(name: str, image_size: int) -> dict[str, Any]:
+    """Decode in bf16 with all that fits 2:4: by dense kernels, and with its 1x1 convolutions on sparse tensor cores; each memory format."""
+    torch.manual_seed(0)
+    model = DCAE(VARIANTS[name]).to(DEVICE).bfloat16().eval()
+    state = model.state_dict()
+    model.load_state_dict(apply_masks(state, two_four(state)))
+    z = model.encode(torch.rand(1, 3, image_size, image_size, device=DEVICE, dtype=torch.bfloat16) * 2 - 1)
+    found: dict[str, Any] = {}
+    for title, form in FORMATS.items():
+        model.to(memory_format=form)  # type: ignore[call-overload]
+        packed, latent = copy.deepcopy(model), z.to(memory_format=form)
+        found["layers"] = len(pack(packed.decoder))
+        assert found["layers"], f"{name}: no layer was packed"
+        expected, image = model.decode(latent).float(), packed.decode(latent).float()
+        error = float((image - expected).norm() / expected.norm())
+        assert error < 0.05, f"{name}: on 2:4 kernels the image differs by {error}"
+        times = median_ms({"dense kernels": partial(model.decode, latent), "2:4": partial(packed.decode, latent)})
+        found[title] = {**times, "speed_up": times["dense kernels"] / times["2:4"], "error": error}
+    return found
+
+
+@torch.inference_mode()
 def sparse_products() -> dict[str, Any]:
     """2:4 against dense matrix products of this project's 1x1 convolutions, in bf16; tokens x inputs -> outputs."""
     found = {}
-    for outputs, inputs, tokens in ((4096, 1024, 4096), (1024, 2048, 4096), (8192, 1024, 1024)):
-        weight = torch.randn(outputs, inputs, device="cuda", dtype=torch.bfloat16) * 0.02
+    for outputs, inputs, tokens in PRODUCTS:
+        weight = torch.randn(outputs, inputs, device=DEVICE, dtype=torch.bfloat16) * 0.02
         weight = weight * two_four({"layer.weight": weight})["layer.weight"]
         packed = torch.sparse.to_sparse_semi_structured(weight)
-        x = torch.randn(tokens, inputs, device="cuda", dtype=torch.bfloat16)
+        x = torch.randn(tokens, inputs, device=DEVICE, dtype=torch.bfloat16)
         expected, product = x @ weight.T, torch.nn.functional.linear(x, packed)
         error = float((product - expected).float().norm() / expected.float().norm())
         assert error < 1e-2, f"a 2:4 product differs from the dense one by {error}"
@@ -126,23 +154,23 @@ def sparse_products() -> dict[str, Any]:
     return found
 
 
-def training(name: str = "demo-f32c32", steps: int = 50) -> dict[str, Any]:
+def training(name: str, image_size: int, steps: int = 50) -> dict[str, Any]:
     """Steps a second of retraining a half-sparse model, with zero leaks, in fp32 and bf16."""
     found: dict[str, Any] = {}
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
-        model = DCAE(VARIANTS[name]).cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = DCAE(VARIANTS[name]).to(DEVICE).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         masks = prune_weights(model.state_dict(), "global_magnitude", rate=0.5)
         model.load_state_dict(apply_masks(model.state_dict(), masks))
         parameters = dict(model.named_parameters())
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-        x = torch.rand(8, 3, 128, 128, device="cuda") * 2 - 1
+        x = torch.rand(8, 3, image_size, image_size, device=DEVICE) * 2 - 1
         started = 0.0
         for step in range(steps + 5):
             if step == 5:
                 torch.cuda.synchronize()
                 started = time.perf_counter()
-            with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+            with torch.autocast(DEVICE, dtype=dtype, enabled=dtype != torch.float32):
                 loss = (model(x) - x).abs().mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -154,7 +182,7 @@ def training(name: str = "demo-f32c32", steps: int = 50) -> dict[str, Any]:
         leaks = sum(int((parameters[key][~mask] != 0).sum()) for key, mask in masks.items())
         assert leaks == 0 and torch.isfinite(loss)
         found[str(dtype).removeprefix("torch.")] = steps / (time.perf_counter() - started)
-    return {"model": name, "batch_size": 8, "image_size": 128, "steps_per_s": found}
+    return {"model": name, "batch_size": 8, "image_size": image_size, "steps_per_s": found}
 
 
 def main() -> None:
@@ -167,8 +195,9 @@ def main() -> None:
         "demo-f32c32": shape("demo-f32c32", 128, 8),
         "dc-ae-f32c32-sana-1.0": shape("dc-ae-f32c32-sana-1.0", 512, 1),
         "compiled": compiled("dc-ae-f32c32-sana-1.0", 512),
-        "two_four": sparse_products(),
-        "training": training(),
+        "two_four_products": sparse_products(),
+        "two_four_model": sparse_model("dc-ae-f32c32-sana-1.0", 512),
+        "training": training("demo-f32c32", 128),
     }
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     sys.stdout.write(json.dumps(results, indent=2) + "\n")

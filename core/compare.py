@@ -81,6 +81,7 @@ METRICS: dict[str, Metric] = {
         Metric("load_ms", "Load from the file", "ms", decimals=0, source="cost", detail=True),
         Metric("first_run_ms", "First encode and decode", "ms", decimals=0, source="cost", detail=True),
         Metric("loaded_bytes", "Weights in memory", "MB", scale=1e-6, source="cost", detail=True),
+        Metric("sparse_kernel_layers", "Layers on 2:4 kernels", "", None, decimals=0, source="cost", detail=True),
     )
 }
 MAIN_METRICS = {key: metric for key, metric in METRICS.items() if not metric.detail}
@@ -224,7 +225,8 @@ def run_title(m: Mapping[str, Any]) -> str:
     sizes += [f"batch {m['batch_size']}"] if "batch_size" in m else []
     name = str(m["device"]).replace("cpu", "CPU")
     device = f"{name} ({m['device_name']})" if m.get("device_name") else name
-    return ", ".join(part for part in (device, threads, str(m["dtype"]), *sizes) if part)
+    kernels = "2:4 kernels" if m.get("sparse_kernels") else ""
+    return ", ".join(part for part in (device, threads, str(m["dtype"]), kernels, *sizes) if part)
 
 
 def relative_change(metric: Metric, value: float | None, reference: float | None) -> float | None:

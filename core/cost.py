@@ -14,7 +14,7 @@ from core.compare import METRICS, Comparison, run_title
 PARTS = {"decode": "Decode", "encode": "Encode", "both": "Encode and decode"}
 _PLAIN = (
     "encode_images_per_s", "decode_images_per_s", "both_images_per_s", "energy_j_per_image", "power_w", "peak_memory_bytes",
-    "reserved_memory_bytes", "peak_resident_bytes",
+    "reserved_memory_bytes", "peak_resident_bytes", "sparse_kernel_layers",
 )  # fmt: skip
 
 

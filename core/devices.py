@@ -17,6 +17,9 @@ from typing import Any
 
 import psutil
 
+SPARSE_CAPABILITY = (8, 0)
+"""CUDA compute capability from which on tensor cores take 2:4 weights (Ampere)."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -99,6 +102,16 @@ def gpu_handle(name: str) -> tuple[Any, Any] | None:
     handles = [] if nvml is None else _handles(nvml)
     number = int(name.partition(":")[2] or 0)
     return (nvml, handles[number]) if number < len(handles) else None
+
+
+def why_no_sparse_kernels(name: str) -> str | None:
+    """Why a device cannot multiply 2:4 weights faster than dense ones; None where it can, or where its driver does not tell."""
+    known = gpu_handle(name)
+    if known is None:
+        return f"{name} is no NVIDIA GPU"
+    nvml, handle = known
+    found = _told(nvml, lambda: tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)), None)
+    return None if found is None or found >= SPARSE_CAPABILITY else f"{name} has compute capability {found[0]}.{found[1]}"
 
 
 def gpu_figures(device: str) -> dict[str, float]:

@@ -18,7 +18,7 @@ from core.card import Cards
 from core.checks import SpecLike, changed, checked, weights_path
 from core.compare import Comparison, compare
 from core.data_runs import DataRuns
-from core.devices import default_device, devices
+from core.devices import default_device, devices, why_no_sparse_kernels
 from core.errors import CoreError
 from core.exports import Exports
 from core.forest import Forests
@@ -233,6 +233,7 @@ class ModelManager(
         else:
             first, *rest = [self.get_model(ref).id for ref in refs]
             given = given.model_copy(update={"models": (*given.models, *rest)})
+        self._check_kernels(given, device)
         self._check_sizes([first, *given.models], given.every_image_size)
         return self._submit(given, first, device=device, name="benchmark")
 
@@ -310,6 +311,7 @@ class ModelManager(
         for each in rounds:
             self._check_pruning(row.id, each.prune)
             self._check_retraining(row.id, self._with_losses(row.id, each.retrain), device)
+        self._check_kernels(timed, device)
         for size in (scored.image_size, *timed.every_image_size):
             self._check_size(row.id, size)
         chain: list[JobRow] = []
@@ -426,6 +428,16 @@ class ModelManager(
             self._check_size(parent, spec.calibration_size)
         if isinstance(parent, str):
             self.predict_pruning(parent, spec)
+
+    def _check_kernels(self, spec: BenchmarkSpec, device: str | None) -> None:
+        """Raises CoreError where 2:4 kernels are asked of a device that has none."""
+        why = why_no_sparse_kernels(device or default_device(self.settings.device)) if spec.sparse_kernels else None
+        if why is not None:
+            raise CoreError(
+                f"There are no sparse tensor cores: {why}.", code="no_sparse_kernels", given=True,
+                legal="an NVIDIA GPU of compute capability 8.0 or newer",
+                next="Leave sparse_kernels off: masks hold and the file is smaller without them.",
+            )  # fmt: skip
 
     def _check_size(self, model: Parent, image_size: int) -> None:
         self._check_sizes([model], [image_size])

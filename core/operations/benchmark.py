@@ -22,7 +22,7 @@ from core.operations.models import load
 from core.operations.startup import DTYPES, images, start, summary
 from core.operations.sweep import sweep
 from core.specs import BenchmarkSpec
-from dcaecore import DCAE
+from dcaecore import DCAE, two_four
 from store import baseline_of, get_model, resolve_model
 
 PROTOCOL_VERSION = 2
@@ -45,8 +45,11 @@ def run(spec: BenchmarkSpec, context: Context) -> Outcome:
         for size in spec.every_image_size:
             model.config.check_image_size(size, size)
     x = images(spec.batch_size, spec.image_size, DTYPES[spec.dtype], context.device)
+    packed = _packed(models, context) if spec.sparse_kernels else {}
     times = measure(models, x, spec.repeats, spec.warmup, context)
-    rows: dict[str, dict[str, Any]] = {ref: {**figures(times[ref], spec.batch_size), **loaded(models[ref])} for ref in ids}
+    rows: dict[str, dict[str, Any]] = {
+        ref: {**figures(times[ref], spec.batch_size), **loaded(models[ref]), **packed.get(ref, {})} for ref in ids
+    }
     missing: dict[str, dict[str, str]] = {ref: {} for ref in ids}
     measured_by = meter(context.device)
     if isinstance(measured_by, str):
@@ -73,6 +76,21 @@ def run(spec: BenchmarkSpec, context: Context) -> Outcome:
     return Outcome(measurements=[measurement], result={"models": ids})
 
 
+def _packed(models: dict[str, DCAE], context: Context) -> dict[str, dict[str, float]]:
+    """Packs what sparse tensor cores take; the number of layers by model. Raises CoreError where no model has any."""
+    names = {ref: two_four.pack(model) for ref, model in models.items()}
+    if not any(names.values()):
+        raise CoreError(
+            "None of these models has a layer for sparse tensor cores.",
+            code="nothing_sparse",
+            legal=f"1x1 convolutions with 2:4 weights, outputs a multiple of {two_four.ROWS}, inputs of {two_four.COLUMNS}",
+            next="Prune a model by two_four first, or leave sparse_kernels off.",
+        )
+    for ref, found in names.items():
+        context.log("info", f"{ref}: {len(found)} convolutions run on 2:4 kernels.")
+    return {ref: {"sparse_kernel_layers": float(len(found))} for ref, found in names.items()}
+
+
 def _baseline(ref: str, context: Context) -> str | None:
     """The id of a model's baseline, where that can still run: a measurement beside nothing is better than none."""
     row = baseline_of(context.store, ref)
@@ -93,6 +111,7 @@ def protocol(spec: BenchmarkSpec, device: str) -> dict[str, Any]:
         "synchronisation": synchronisation(device),
         "version": PROTOCOL_VERSION,
         **({"sweep_repeats": spec.sweep_repeats} if spec.sweep else {}),
+        **({"sparse_kernels": True} if spec.sparse_kernels else {}),
         # Both change float32's speed by half and more.
         **(
             {"tf32_convolutions": torch.backends.cudnn.allow_tf32, "cudnn_benchmark": torch.backends.cudnn.benchmark}
@@ -148,7 +167,7 @@ def _starts(ids: list[str], spec: BenchmarkSpec, context: Context) -> dict[str, 
             context.check()
             context.progress(0.8 + 0.2 * number / spec.starts, f"start {number + 1} of {spec.starts}")
             path = weights_path(context.store, get_model(context.store, ref))
-            starts[ref].append(start(path, context.device, spec.dtype, spec.image_size, spec.batch_size, context))
+            starts[ref].append(start(path, spec, context.device, context))
     return {ref: summary(own) for ref, own in starts.items()}
 
 
@@ -167,8 +186,10 @@ def figures(times: dict[str, list[float]], batch_size: int) -> dict[str, float]:
 
 
 def loaded(model: DCAE) -> dict[str, Any]:
-    """Bytes of parameters and buffers as they lie in memory, together and by dtype."""
+    """Bytes of parameters and buffers as they lie in memory, together and by dtype; packed ones count as what is left of them."""
     by_dtype: Counter[str] = Counter()
+    if packed := two_four.packed_bytes(model):
+        by_dtype["packed 2:4"] = packed
     for tensor in (*model.parameters(), *model.buffers()):
         by_dtype[str(tensor.dtype).removeprefix("torch.")] += tensor.numel() * tensor.element_size()
     return {"loaded_bytes": float(sum(by_dtype.values())), "loaded_bytes_by_dtype": {k: float(v) for k, v in by_dtype.items()}}

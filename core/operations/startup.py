@@ -23,7 +23,8 @@ import torch
 
 from core.operations.clock import synchronise
 from core.operations.context import Context
-from dcaecore import load_model
+from core.specs import BenchmarkSpec
+from dcaecore import load_model, two_four
 
 PRELOAD = ["core.operations.startup"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -36,16 +37,12 @@ def images(batch_size: int, image_size: int, dtype: torch.dtype, device: str) ->
     return (x * 2 - 1).to(device, dtype)
 
 
-def start(
-    path: Path, device: str, dtype: str, image_size: int, batch_size: int, context: Context | None = None
-) -> dict[str, Any]:
+def start(path: Path, spec: BenchmarkSpec, device: str, context: Context | None = None) -> dict[str, Any]:
     """Figures of one start in a process of its own, or `{"not_measured": why}`."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(PRELOAD)
     receiver, sender = server.Pipe(duplex=False)
-    process = server.Process(
-        target=_start, args=(sender, str(path), device, dtype, image_size, batch_size, torch.get_num_threads())
-    )
+    process = server.Process(target=_start, args=(sender, str(path), spec, device, torch.get_num_threads()))
     process.start()
     sender.close()
     try:
@@ -62,20 +59,21 @@ def start(
         receiver.close()
 
 
-def _start(sender: Connection, path: str, device: str, dtype: str, image_size: int, batch_size: int, threads: int) -> None:
+def _start(sender: Connection, path: str, spec: BenchmarkSpec, device: str, threads: int) -> None:
     """What the fresh process does."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     try:
-        sender.send(_timed(Path(path), device, DTYPES[dtype], images(batch_size, image_size, DTYPES[dtype], device)))
+        sender.send(_timed(Path(path), spec, device))
     except (RuntimeError, MemoryError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         sender.send({"not_measured": f"it did not start: {first}"})
 
 
 @torch.inference_mode()
-def _timed(path: Path, device: str, dtype: torch.dtype, x: torch.Tensor) -> dict[str, Any]:
-    cuda = device.startswith("cuda")
+def _timed(path: Path, spec: BenchmarkSpec, device: str) -> dict[str, Any]:
+    cuda, dtype = device.startswith("cuda"), DTYPES[spec.dtype]
+    x = images(spec.batch_size, spec.image_size, dtype, device)
     synchronise(device)
     held = torch.cuda.memory_allocated(device) if cuda else psutil.Process().memory_info().rss
     can_tell = cuda or reset_peak()
@@ -83,6 +81,8 @@ def _timed(path: Path, device: str, dtype: torch.dtype, x: torch.Tensor) -> dict
         torch.cuda.reset_peak_memory_stats(device)
     begun = time.perf_counter()
     model = load_model(path, device=device).model.to(device, dtype).eval()
+    if spec.sparse_kernels:
+        two_four.pack(model)
     synchronise(device)
     loaded = time.perf_counter()
     model.decode(model.encode(x))

@@ -120,6 +120,10 @@ class BenchmarkSpec(Spec):
         le=20, advanced=True,
     )  # fmt: skip
     dtype: DType = spec_field("float32", "Precision.", group="Protocol")
+    sparse_kernels: bool = spec_field(
+        False, "Run 1x1 convolutions whose weights are 2:4 on sparse tensor cores (NVIDIA, compute capability 8.0 and newer).",
+        group="Protocol", advanced=True, when={"dtype": ["bfloat16"]},
+    )  # fmt: skip
 
     @field_validator("batch_sizes")
     @classmethod

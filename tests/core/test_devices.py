@@ -77,6 +77,9 @@ class Driver:
     def nvmlDeviceGetPowerUsage(self, handle):
         raise Refused  # as boards without a meter do
 
+    def nvmlDeviceGetCudaComputeCapability(self, handle):
+        return self.tell([7 + handle, 5])
+
     def tell(self, answer):
         if self.mute:
             raise Refused
@@ -130,3 +133,12 @@ def test_gpus_come_first_but_only_where_torch_can_use_them(monkeypatch, forget):
         assert default_device("auto") == names[0] and default_device("cpu") == "cpu"
     cpu = found[-1]
     assert 0 < cpu.used_bytes < cpu.total_bytes and 0 <= cpu.busy_ratio <= 1 and "CPU" in cpu.title
+
+
+def test_2_4_kernels_need_an_ampere_or_newer(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(devices, "_nvml", Driver)
+    told = [devices.why_no_sparse_kernels(name) for name in ("cuda:0", "cuda:1", "cuda:2", "cpu")]
+    assert told == ["cuda:0 has compute capability 7.5", None, None, "cpu is no NVIDIA GPU"]
+    monkeypatch.setattr(devices, "_nvml", lambda: Driver(mute=True))
+    assert devices.why_no_sparse_kernels("cuda:0") is None, "the job will find out"

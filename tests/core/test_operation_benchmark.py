@@ -12,6 +12,7 @@ from core.compare import compare
 from core.cost import BYTES_TITLE, conditions_text, cost_lines, sweep_points, sweep_rows
 from core.errors import CoreError
 from core.operations import benchmark, clock, energy, startup, sweep
+from core.specs import BenchmarkSpec
 from dcaecore import ConfigError
 from store import StoreError
 
@@ -110,7 +111,7 @@ def test_figures_are_of_the_repeats():
 
 
 def test_a_process_that_dies_is_a_reason_and_no_figure(tmp_path):
-    found = startup.start(tmp_path / "nothing.safetensors", "cpu", "float32", 32, 1)
+    found = startup.start(tmp_path / "nothing.safetensors", BenchmarkSpec(**FIELDS), "cpu")
     figures, why = startup.summary([found, found])
     assert figures == {} and "exit code 1" in why["start_ms"]
 
@@ -118,7 +119,7 @@ def test_a_process_that_dies_is_a_reason_and_no_figure(tmp_path):
 def test_memory_is_not_told_where_the_peak_cannot_start_anew(monkeypatch, bench, rows):
     monkeypatch.setattr(startup, "reset_peak", lambda: False)
     path = bench.store.blobs.path(st.get_model(bench.store, rows[0]).blob_digest)
-    figures, why = startup.summary([startup._timed(path, "cpu", torch.float32, torch.zeros(1, 3, 32, 32))])
+    figures, why = startup.summary([startup._timed(path, BenchmarkSpec(**FIELDS), "cpu")])
     assert figures["start_ms"] > 0 and "peak_resident_bytes" not in figures and "does not tell" in why["peak_resident_bytes"]
 
 
@@ -284,3 +285,40 @@ def test_a_cancel_is_answered_between_repeats(bench, rows):
     claimed = bench.claim()
     st.jobs.request(bench.store, job.id, "cancel")
     assert bench.perform(claimed).state == "cancelled"
+
+
+SPARSE = {"dtype": "bfloat16", "sparse_kernels": True}
+
+
+def test_2_4_kernels_stand_in_the_conditions_and_say_how_many_layers_they_run(monkeypatch, bench, rows):
+    sparse = bench.run("prune", rows[0], method="two_four", skip_unfit=True).model_id
+    with pytest.raises(CoreError, match="None of these models has a layer") as caught:
+        bench.run("benchmark", rows[0], **SPARSE, **FIELDS)
+    assert "two_four" in caught.value.next and "32" in caught.value.legal
+    with pytest.raises(ConfigError, match="no kernels for 2:4 weights on cpu"):
+        bench.run("benchmark", sparse, **SPARSE, **FIELDS)
+    assert st.scores.measurements(bench.store, sparse) == []
+    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda weight: weight)
+    job = bench.run("benchmark", sparse, **SPARSE, **FIELDS)
+    found = st.scores.measurements(bench.store, sparse)[0]
+    assert found.settings["sparse_kernels"] is True and found.dtype == "bfloat16"
+    assert {ref: own["sparse_kernel_layers"] for ref, own in found.models.items()} == {sparse: 8.0, rows[0]: 0.0}
+    assert any("8 convolutions run on 2:4 kernels" in line["message"] for line in bench.log(job))
+    shown = compare(bench.store, [sparse, rows[0]])
+    assert "bfloat16, 2:4 kernels, 32 px" in conditions_text(shown.measurement)
+    assert {line.title: line.cells for line in cost_lines(shown)}["Layers on 2:4 kernels"] == {sparse: "8", rows[0]: "0"}
+
+
+def test_a_device_without_2_4_kernels_is_told_before_anything_is_queued(monkeypatch, service, bench, rows):
+    before = len(service.jobs(limit=1000))
+    asks = (
+        lambda: service.benchmark_models([rows[0]], {**SPARSE, **FIELDS}),
+        lambda: service.compress(rows[0], image_size=32, benchmark={**SPARSE, **FIELDS}),
+    )
+    for ask in asks:
+        with pytest.raises(CoreError, match="no sparse tensor cores: cpu is no NVIDIA GPU") as caught:
+            ask()
+        assert "8.0" in caught.value.legal and "sparse_kernels" in caught.value.next
+    with pytest.raises(CoreError, match="sparse_kernels would have no effect: it applies where dtype is bfloat16"):
+        service.benchmark_models([rows[0]], {**FIELDS, "sparse_kernels": True})
+    assert len(service.jobs(limit=1000)) == before

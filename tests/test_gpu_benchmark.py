@@ -1,0 +1,40 @@
+"""`make gpu` where there is no GPU: refused; and each of its parts runs, on the CPU and a tiny model in place of a GPU and a large one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import gpu
+
+
+def test_without_a_gpu_nothing_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path / "results.json")
+    with pytest.raises(SystemExit, match="needs a CUDA device; none was found. Nothing was measured"):
+        gpu.main()
+    assert not gpu.RESULTS.exists()
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1)
+    monkeypatch.setattr(torch, "compile", lambda call: call)
+    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda weight: weight)
+    monkeypatch.setattr(gpu, "PRODUCTS", ((64, 128, 8),))
+    monkeypatch.setattr(gpu.median_ms, "__defaults__", (1, 0))
+
+
+def test_every_part_runs(on_cpu):
+    found = gpu.shape("tiny", 32, 2)
+    assert set(found["decode_speed_up"]) == {"dense", *gpu.PRUNINGS} and found["decode_speed_up"]["dense"] == 1
+    assert {f"cut_error_{rate}" for rate in (0.3, 0.5, 0.7, 0.8)} <= set(found)
+    ways = gpu.compiled("tiny", 64)
+    assert set(ways) == {f"{way}, {form}" for way in ("eager", "compiled") for form in gpu.FORMATS}
+    assert all(set(times) == {"dense", "0.5", "speed_up"} for times in ways.values())
+    sparse = gpu.sparse_model("tiny", 64)
+    assert sparse["layers"] == 4 and all(sparse[form]["speed_up"] > 0 for form in gpu.FORMATS)
+    assert set(gpu.sparse_products()) == {"8 x 128 -> 64"}
+    assert set(gpu.training("tiny", 32, steps=2)["steps_per_s"]) == {"float32", "bfloat16"}
