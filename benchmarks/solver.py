@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import struct
 from pathlib import Path
 
 from benchmarks.fresh import service
@@ -11,6 +10,7 @@ from benchmarks.results import machine, table, write_section
 from core.model_manager import ModelManager
 from core.planning import Proposal
 from core.solver.search import CostName
+from core.stored_weights import StoredWeights
 from store.scores import measurements
 
 BATCH = 8
@@ -85,7 +85,10 @@ def _row(manager: ModelManager, dense: str, title: str, proposal: Proposal, ref:
     made = manager.get_model(ref)
     facts = made.facts
     assert made.blob_digest is not None
-    found = {**{key: facts[key] for key in EXACT}, "weight_bytes": _tensor_bytes(manager.store.blobs.path(made.blob_digest))}
+    found = {
+        **{key: facts[key] for key in EXACT},
+        "weight_bytes": StoredWeights(manager.store.blobs.path(made.blob_digest)).tensor_bytes,
+    }
     for key, value in found.items():
         if value != after[key]:
             raise RuntimeError(f"{title}: {key} was predicted as {after[key]}, and is {value}")
@@ -100,13 +103,6 @@ def _row(manager: ModelManager, dense: str, title: str, proposal: Proposal, ref:
         f"{after['decode_ms'] / before['decode_ms']:.1%} -> {share:.1%}",
         f"{after['psnr_db'] - before['psnr_db']:+.2f} -> {lost[0] - lost[1]:+.2f} dB",
     ]
-
-
-def _tensor_bytes(path: Path) -> int:
-    """Of a safetensors file: all but its header."""
-    with path.open("rb") as file:
-        (header,) = struct.unpack("<Q", file.read(8))
-    return int(path.stat().st_size - 8 - header)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ from core.layers import Layers
 from core.mirroring import Mirroring
 from core.mixing import Mixing
 from core.names import model_name, pruned_name
+from core.outcomes import Outcomes
 from core.part_training import PartTraining
-from core.planning import Planning
 from core.presets import preset_on
 from core.pruning.plans import predicted_layout
 from core.reporting import Reporting
@@ -68,7 +68,7 @@ BACKGROUND_STEP_GMACS_PER_S = 14.0
 
 
 class ModelManager(
-    Planning,
+    Outcomes,
     PartTraining,
     Training,
     Augmentations,

@@ -44,6 +44,11 @@ class StoredWeights:
         plain = [name for name in self._entries if not name.startswith((MASK_PREFIX, VALUES_PREFIX))]
         return tuple(sorted([*plain, *self._masked]))
 
+    @property
+    def tensor_bytes(self) -> int:
+        """Of all tensors as they lie in the file, its header left out."""
+        return len(self._bytes)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor."""
         return tuple(self._masked[name][1] if name in self._masked else self._entries[name]["shape"])

@@ -10,7 +10,7 @@ from core.checks import changed, checked  # noqa: E402
 from core.presets import preset_on  # noqa: E402
 from core.schedules import rounds_of, with_steps  # noqa: E402
 from core.specs import METHOD_TITLES, STRUCTURED_METHODS, PruneSpec, RetrainSpec, ScheduleSpec  # noqa: E402
-from pages.ui.chain import finished, start_chain, watch_chain  # noqa: E402
+from pages.ui.chain import end_chain, finished, start_chain, watch_chain  # noqa: E402
 from pages.ui.figures import headline, pictures, validate_and_save  # noqa: E402
 from pages.ui.forms import spec_form  # noqa: E402
 from pages.ui.planning import target_panel  # noqa: E402
@@ -48,11 +48,11 @@ st.title("Prune")
 chain = [ref for ref in st.query_params.get("chain", "").split(",") if ref]
 if chain:
     made = finished(manager, chain)
-    if made is not None:
+    if made is not None and "stay" not in st.query_params:
         origin = st.query_params.get("from", made)
         st.switch_page("pages/4_Compare.py", query_params={"models": ",".join(manager.family(made, [origin]))})
     if all(manager.job(ref).state == "done" for ref in chain):  # what was measured stands below
-        del st.query_params["chain"]
+        end_chain()
         st.rerun()
     watch_chain(manager, chain)
     st.divider()

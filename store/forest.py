@@ -65,7 +65,7 @@ def figures_stamp(store: Store) -> tuple[Any, ...]:
     return tuple(row)
 
 
-CONDITIONS = ("device_name", "threads", "image_size", "batch_size", "torch")
+CONDITIONS = ("device_name", "threads", "image_size", "batch_size", "torch", "sparse_kernels")
 """Settings of a benchmark, besides device and dtype, that its milliseconds and bytes depend on."""
 
 

@@ -124,6 +124,49 @@ def reach(
     return search.cost({knob: len(levels) - 1 for knob, levels in search.levels.items()}), search.cost({})
 
 
+def predict(
+    config: DCAEConfig,
+    base: Layout,
+    table: SensitivityTable,
+    layout: Layout,
+    *,
+    latency: LatencyTable | None = None,
+    image_size: int = 128,
+) -> dict[str, float]:
+    """The figures that `solve` would tell of a pruning from `base` to `layout`.
+
+    Quality is left out where more of a knob went than was measured, or something else went than its knobs.
+    """
+    known = sites(config)
+    found = _costs(config, layout, latency, image_size)
+    shares = {}
+    for knob, names in table.knobs.items():
+        widths, kept = ([one.width(known[name]) for name in names] for one in (base, layout))
+        shares[knob] = 1 - sum(kept) / sum(widths)
+    others = set(known).difference(*table.knobs.values())
+    measured = all(share <= table.largest_share(knob) + TINY for knob, share in shares.items())
+    if not measured or any(layout.width(known[name]) != base.width(known[name]) for name in others):
+        return found
+    gone = {knob: share for knob, share in shares.items() if share > 0}
+    added = {m: [float(table.added_error(knob, m, [share])[0]) for knob, share in gone.items()] for m in table.metrics}
+    return {**found, **_quality(table, added)}
+
+
+def _costs(config: DCAEConfig, layout: Layout, latency: LatencyTable | None, image_size: int) -> dict[str, float]:
+    """What a model costs by arithmetic, and by the latency table where there is one."""
+    cost = estimate(config, layout, image_size=image_size)
+    found = {name: float(getattr(cost, name)) for name in COSTS if name not in CODERS}
+    if latency is not None:
+        timed = {name: coder for name, coder in CODERS.items() if coder in latency.coders}
+        found |= {name: latency.predict(config, layout, coder) for name, coder in timed.items()}
+    return found
+
+
+def _quality(table: SensitivityTable, added: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Predicted decibels by metric, of what each pruned knob adds to the squared error."""
+    return {m: decibels(squared_error(table.whole[m]) + table.joint_error(m, added[m])) for m in table.metrics}
+
+
 class _Search:
     """The knobs of one model with their levels, and what any choice of levels costs."""
 
@@ -177,22 +220,14 @@ class _Search:
 
     def figures(self, chosen: Mapping[str, int]) -> dict[str, float]:
         """All predicted figures: exact but for latency and quality."""
-        layout = self.layout(chosen)
-        cost = estimate(self.config, layout, image_size=self.size)
-        found = {name: float(getattr(cost, name)) for name in COSTS if name not in CODERS}
-        if self.latency is not None:
-            timed = {name: coder for name, coder in CODERS.items() if coder in self.latency.coders}
-            found |= {name: self.latency.predict(self.config, layout, coder) for name, coder in timed.items()}
-        return {**found, **self.quality(chosen)}
+        return {**_costs(self.config, self.layout(chosen), self.latency, self.size), **self.quality(chosen)}
 
     def quality(self, chosen: Mapping[str, int]) -> dict[str, float]:
         """Predicted decibels."""
-        found = {}
-        for metric in self.table.metrics:
-            whole = squared_error(self.table.whole[metric])
-            added = [whole * self.levels[knob][level].added[metric] for knob, level in chosen.items()]
-            found[metric] = decibels(whole + self.table.joint_error(metric, added))
-        return found
+        whole = {m: squared_error(self.table.whole[m]) for m in self.table.metrics}
+        return _quality(
+            self.table, {m: [w * self.levels[knob][level].added[m] for knob, level in chosen.items()] for m, w in whole.items()}
+        )
 
     def lost_db(self, chosen: Mapping[str, int]) -> float:
         """The larger of the losses in each metric."""

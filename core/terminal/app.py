@@ -23,7 +23,6 @@ from core.terminal import inside, inspection, output, running, training
 from core.terminal import lineage as lineage_verbs
 from core.terminal import mirror as mirror_verbs
 from core.terminal.options import common_first, spec_values, with_options
-from core.terminal.solving import prune_and_measure
 from store import JobRow
 
 app = typer.Typer(
@@ -249,12 +248,12 @@ def solve(
     if state.detach:
         finish(manager, manager.prune_model(row.id, proposal.spec))
         return
-    made, achieved = prune_and_measure(manager, row, proposal, quiet=state.json)
+    chain = [output.follow(manager, job, quiet=state.json) for job in manager.prune_as_proposed(row.id, proposal)]
+    outcome = next(found for found in manager.outcomes(row.id, limit=1000) if found.model.id == chain[0].model_id)
     if state.json:
-        output.emit({"model": made.to_json(), "predicted": dict(proposal.solution.after), "achieved": achieved})
+        output.emit({"model": outcome.model.to_json(), "predicted": outcome.predicted, "achieved": outcome.achieved})
         return
-    output.show_achieved(proposal, achieved)
-    output.console.print(f"{made.id}  {made.name}", highlight=False)
+    output.show_outcome(outcome)
 
 
 compare_verbs.add_to(app)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +17,8 @@ from core.cost import SWEEP_TITLE, conditions_text, cost_lines, sweep_rows
 from core.errors import CoreError, legal_text
 from core.exports import Export
 from core.model_manager import ModelManager
-from core.planning import Proposal, change_text
+from core.outcomes import Outcome
+from core.planning import Proposal
 from core.solver.sensitivity import TOGETHER, SensitivityTable
 from store import JobRow
 
@@ -158,13 +159,14 @@ def show_proposal(proposal: Proposal) -> None:
     )
 
 
-def show_achieved(proposal: Proposal, achieved: Mapping[str, tuple[float, float]]) -> None:
+def show_outcome(outcome: Outcome) -> None:
     """What was predicted and what was made, each as a change from the parent."""
     table = Table("", "predicted", "achieved", "", header_style="bold")
-    for key, (before, after) in achieved.items():
-        table.add_row(_title(key), proposal.change(key), change_text(key, before, after), METRICS[key].text(after))
+    for key, (_, after) in outcome.achieved.items():
+        table.add_row(_title(key), *outcome.changes(key), METRICS[key].text(after))
     console.print(table)
     console.print("Achieved: counted, or measured of both models in one run; quality on test images.", highlight=False)
+    console.print(f"{outcome.model.id}  {outcome.model.name}", highlight=False)
 
 
 def show_export(export: Export) -> None:

@@ -21,10 +21,18 @@ MARKS = {
 }
 
 
-def start_chain(ids: list[str], parent: str) -> None:
-    """Puts a chain in the URL."""
+def start_chain(ids: list[str], parent: str, *, stay: bool = False) -> None:
+    """Puts a chain in the URL; with `stay` the page shows what it made itself."""
     st.query_params["chain"] = ",".join(ids)
     st.query_params["from"] = parent
+    if stay:
+        st.query_params["stay"] = "1"
+
+
+def end_chain() -> None:
+    """Takes it out again."""
+    for name in ("chain", "from", "stay"):
+        st.query_params.pop(name, None)
 
 
 @st.fragment(run_every=0.7)
@@ -49,8 +57,7 @@ def watch_chain(_manager: ModelManager, ids: list[str]) -> None:
                 for job in jobs:
                     if job.state in ("queued", "blocked"):
                         _manager.control(job.id, "cancel")
-                st.query_params.pop("chain", None)
-                st.query_params.pop("from", None)
+                end_chain()
                 st.rerun(scope="app")
     if all(job.state == "done" for job in jobs):
         st.rerun(scope="app")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
 from core.compare import METRICS
 from core.model_manager import ModelManager
-from core.planning import Proposal
+from core.planning import Proposal, change_text
 from core.solver.search import CODERS, CostName
+from core.solver.sensitivity import METRICS as QUALITY
 from core.solver.sensitivity import TOGETHER, SensitivityTable
 from pages.ui.boot import guarded
 from pages.ui.chain import start_chain
+from pages.ui.figures import column_widths
 from store import ModelRow
 
 TARGETS = {
@@ -89,12 +92,20 @@ def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last
             )  # fmt: skip
             proposal = proposed(manager, *measured, cost, tuple(locked), at_most=value * scale)
         show_proposal(proposal)
-        if st.button("Prune so, retrain and compare", icon=":material/play_arrow:", type="primary", key="solve-run"):
+        first, second = st.columns(2)
+        if second.button(
+            "Prune so and measure", icon=":material/content_cut:", key="solve-measure",
+            help="No retraining: what was predicted beside what comes out, below.",
+        ):  # fmt: skip
+            start_chain([job.id for job in manager.prune_as_proposed(row.id, proposal)], row.id, stay=True)
+            st.rerun()
+        if first.button("Prune so, retrain and compare", icon=":material/play_arrow:", type="primary", key="solve-run"):
             jobs = manager.compress(
                 row.id, "medium", data=last.get("data"), image_size=last.get("image_size"), prune=proposal.spec
             )
             start_chain([job.id for job in jobs], row.id)
             st.rerun()
+    show_outcomes(manager, row)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -125,6 +136,29 @@ def show_proposal(proposal: Proposal) -> None:
         st.dataframe(
             [{"site": name, "rate": rate} for name, rate in proposal.spec.site_rates.items()], hide_index=True, width="stretch"
         )
+
+
+def show_outcomes(manager: ModelManager, row: ModelRow) -> None:
+    """Predicted and achieved figures of what the solver's prunings made of this model."""
+    found = manager.outcomes(row.id)
+    if not found:
+        return
+    st.markdown("**Predicted → achieved**")
+    quality = [key for key in QUALITY if any(key in one.predicted for one in found)]
+    shown = [key for key in ("parameters", "decode_macs", "weight_bytes", "decode_ms", *quality) if key in found[0].predicted]
+    table = []
+    for one in found:
+        cells = {METRICS[key].title: " → ".join(one.changes(key)) for key in shown}
+        after = {
+            f"{METRICS[key].title}, retrained": change_text(key, *one.retrained[key]) if key in one.retrained else "–"
+            for key in quality
+        }
+        table.append({"": one.model.name, **cells, **after})
+    st.dataframe(pd.DataFrame(table), hide_index=True, height="content", column_config=column_widths(table))
+    st.caption(
+        "Changes from this model. Parameters, MACs and bytes are counted in what was made; milliseconds are of one run that held both "
+        "models; quality is predicted in one shot on validation images and achieved on test images."
+    )
 
 
 def heat_map(table: SensitivityTable, metric: str, *, dark: bool) -> go.Figure:

@@ -13,7 +13,7 @@ from hypothesis import strategies as hs
 from core.errors import CoreError
 from core.pruning.plans import kept_count
 from core.solver.latency import LatencyTable, fit, group_of
-from core.solver.search import _Search, reach, solve
+from core.solver.search import _Search, predict, reach, solve
 from core.solver.sensitivity import TOGETHER, Cell, SensitivityTable, decibels, squared_error
 from dcaecore import VARIANTS, Layout, estimate, sites
 from dcaecore.cost import module_costs
@@ -230,3 +230,21 @@ def test_what_is_missing_or_of_another_model_is_said():
     for both in ({}, {"at_most": 1.0, "loss_db": 1.0}):
         with pytest.raises(CoreError, match="either"):
             solve(TINY, Layout(), sensitivity(), cost="parameters", **both)
+
+
+@pytest.mark.parametrize("table", [sensitivity(), with_joint(2.5), sensitivity({"all": tuple(INTERNAL)})])
+def test_a_pruning_is_predicted_as_the_solver_predicts_it(table):
+    found = solve(TINY, Layout(), table, cost="parameters", loss_db=1.0, latency=latency())
+    assert predict(TINY, Layout(), table, found.layout, latency=latency()) == pytest.approx(dict(found.after), rel=1e-12)
+    assert predict(TINY, Layout(), table, Layout(), latency=latency()) == pytest.approx(dict(found.before), rel=1e-12)
+
+
+def test_beyond_what_was_measured_no_quality_is_predicted():
+    name = INTERNAL[0]
+    further = Layout().compose(TINY, {name: range(kept_count(sites(TINY)[name].total, 0.85))})
+    assert "psnr_db" not in predict(TINY, Layout(), sensitivity(), further) and further.digest() != Layout().digest()
+    within = Layout().compose(TINY, {name: range(kept_count(sites(TINY)[name].total, 0.6))})
+    assert predict(TINY, Layout(), sensitivity(), within)["psnr_db"] < 36
+    others = sensitivity({other: (other,) for other in INTERNAL[1:]})
+    found = predict(TINY, Layout(), others, within)
+    assert "psnr_db" not in found and found["parameters"] == estimate(TINY, within).parameters

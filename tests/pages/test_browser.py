@@ -10,11 +10,12 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from core.model_manager import ModelManager
-from core.specs import METHOD_TITLES
+from core.specs import METHOD_TITLES, UnitScore
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("OFFSHOOT_CHROMIUM") or shutil.which("chromium")
@@ -126,21 +127,77 @@ def test_the_server_dies_in_mid_job_and_nothing_is_lost(server, page, manager: M
     assert manager.job(job.id).state == "cancelled" and len(manager.list_models()) == 1
 
 
+def choose(page, label: str, option: str) -> None:
+    """Picks an option of a select box."""
+    box = page.get_by_test_id("stSelectbox").filter(has=page.get_by_text(label, exact=True))
+    box.get_by_role("combobox").click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def prune_so(page) -> None:
+    """Runs the form without retraining, up to the comparison."""
+    page.get_by_text("Then retrain and compare", exact=True).click()
+    page.get_by_text("steps of retraining in total").wait_for(state="hidden")
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_role("heading", name="Compare", exact=True).wait_for(timeout=120_000)
+
+
 def test_every_method_goes_from_the_form_to_the_store(server, page, manager: ModelManager):
     tiny = manager.current()
     assert tiny is not None
     for method in METHOD_TITLES:
         page.goto(f"{server.url}/Prune?model={tiny.id}")
-        box = page.get_by_test_id("stSelectbox").filter(has=page.get_by_text("method", exact=True))
-        box.get_by_role("combobox").click()
-        page.get_by_role("option", name=method, exact=True).click()
+        choose(page, "method", method)
         page.get_by_text(METHOD_TITLES[method]).wait_for()
         if method == "two_four":
             page.get_by_text("skip unfit", exact=True).click()
-        page.get_by_text("Then retrain and compare", exact=True).click()
-        page.get_by_text("steps of retraining in total").wait_for(state="hidden")
-        page.get_by_role("button", name="Run", exact=True).click()
-        page.get_by_role("heading", name="Compare", exact=True).wait_for(timeout=120_000)
+        prune_so(page)
         made = manager.list_models(limit=1)[0]
         assert made.kind == "pruned" and made.parent_id == tiny.id and made.spec["method"] == method
         assert manager.get_model_metrics(made.id)["psnr_db"] is not None
+
+
+def test_every_score_goes_from_the_form_to_the_store(server, page, manager: ModelManager):
+    tiny = manager.current()
+    assert tiny is not None
+    made = {}
+    for score in get_args(UnitScore):
+        page.goto(f"{server.url}/Prune?model={tiny.id}")
+        choose(page, "method", "structured")
+        page.get_by_text(METHOD_TITLES["structured"]).wait_for()
+        if score != "obs":
+            choose(page, "score", score)
+        prune_so(page)
+        made[score] = manager.list_models(limit=1)[0]
+        assert made[score].parent_id == tiny.id and made[score].spec["score"] == score and made[score].spec["compensate"]
+    # LAMP ranks the units of one site as their L2 norm does.
+    weights = {score: row.weights_digest for score, row in made.items()}
+    assert weights.pop("lamp") == weights["l2"] and len(set(weights.values())) == len(weights)
+
+
+def test_a_target_goes_from_the_measurements_to_what_was_achieved(server, page, manager: ModelManager):
+    tiny = manager.current()
+    assert tiny is not None
+    manager.wait(manager.evaluate_model(tiny.id, {"image_size": 32, "num_images": 24}).id)
+    page.goto(f"{server.url}/Prune?model={tiny.id}")
+    choose(page, "method", "structured")
+    choose(page, "score", "l2")
+    choose(page, "part", "decoder")
+    page.get_by_text("A target instead of rates").click()
+    page.get_by_role("button", name="Measure sensitivity").click()
+    page.get_by_role("button", name="Measure sensitivity again").wait_for(timeout=120_000)
+    assert manager.sensitivity(tiny.id).knobs and all(n.startswith("decoder") for n in manager.sensitivity(tiny.id).knobs)
+    page.get_by_text("lost by pruning one site alone").wait_for()
+    page.get_by_role("button", name="Profile latency").click()
+    page.get_by_role("button", name="Profile latency again").wait_for(timeout=180_000)
+    page.get_by_text("mean error over").wait_for()
+    tiles = [tile.inner_text() for tile in page.get_by_test_id("stMetric").all()]
+    assert any(" ms" in text and "%" in text for text in tiles) and any(" dB" in text for text in tiles), tiles
+    page.get_by_role("button", name="Prune so and measure").click()
+    page.get_by_text("Predicted → achieved").wait_for(timeout=120_000)
+    page.wait_for_function("!location.search.includes('chain=')", timeout=120_000)
+    assert "Prune" in page.title() and "stay=" not in page.url
+    (found,) = manager.outcomes(tiny.id)
+    assert found.model.spec["score"] == "l2" and found.model.spec["site_rates"]
+    assert found.achieved["parameters"] == found.predicted["parameters"]
+    assert found.achieved["decode_ms"][1] > 0 and "psnr_db" in found.achieved
