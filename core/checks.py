@@ -48,6 +48,11 @@ def changed(spec: Wanted, **values: Any) -> Wanted:
     return checked(type(spec), {**spec.model_dump(), **values})
 
 
+def fields_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's recorded spec without its operation."""
+    return {key: value for key, value in spec.items() if key != "operation"}
+
+
 def weights_path(store: Store, row: ModelRow, *, whole: bool = False) -> Path:
     """A model's weights file; raises CoreError where it was cleaned away, and with `whole` StoreError where its bytes were altered."""
     if row.blob_digest is None or not store.blobs.exists(row.blob_digest):

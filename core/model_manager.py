@@ -15,7 +15,7 @@ import store as st
 import store.jobs as jobs
 from core.augmentations import Augmentations
 from core.card import Cards
-from core.checks import SpecLike, changed, checked, weights_path
+from core.checks import SpecLike, changed, checked, fields_of, weights_path
 from core.compare import Comparison, compare
 from core.data_runs import DataRuns
 from core.devices import default_device, devices, why_no_sparse_kernels
@@ -27,6 +27,7 @@ from core.image_losses import ImageFates
 from core.inference import Inferring
 from core.inspection import Inspection
 from core.jobs.launch import ensure_worker
+from core.kept_plans import maker_of, plan_for, plan_of, spec_of_choice
 from core.layers import Layers
 from core.mirroring import Mirroring
 from core.mixing import Mixing
@@ -34,7 +35,7 @@ from core.names import model_name, pruned_name
 from core.outcomes import Outcomes
 from core.part_training import PartTraining
 from core.presets import preset_on
-from core.pruning.plans import predicted_layout
+from core.pruning.plans import Plan, predicted_layout
 from core.reporting import Reporting
 from core.reproduction import Reproduction
 from core.schedules import Round, rounds_of
@@ -146,7 +147,13 @@ class ModelManager(
         """
         config, layout = self.shape(parent)
         size = max(image_size, config.spatial_compression)
-        predicted = predicted_layout(config, layout, checked(PruneSpec, spec))
+        given = checked(PruneSpec, spec)
+        predicted: Layout | None
+        if given.plan is not None:
+            kept = plan_for(self.store, given, self.get_model(parent))
+            predicted = layout if given.apply == "mask" else kept.apply_to(config, layout)
+        else:
+            predicted = predicted_layout(config, layout, given)
         return None if predicted is None else estimate(config, predicted, image_size=size)
 
     def get_model_metrics(self, ref: Ref) -> dict[str, float | None]:
@@ -195,7 +202,16 @@ class ModelManager(
         """Submits a pruning; the spec is checked against the parent first."""
         given = checked(PruneSpec, spec)
         self._check_pruning(parent, given)
-        return self._submit(given, parent, device=device, name=name or pruned_name("dcae", given))
+        chose, again = given, ""
+        if given.plan is not None:
+            maker = maker_of(self.store, given.plan)
+            given = given.model_copy(update={"plan": maker.id})
+            chose, again = PruneSpec.model_validate(fields_of(spec_of_choice(self.store, maker.spec))), "-again"
+        return self._submit(given, parent, device=device, name=name or pruned_name("dcae", chose, again))
+
+    def plan_of(self, ref: Ref) -> Plan:
+        """The units that a structured pruning kept, by the model that it made or by the plan's id; raises CoreError where there is none."""
+        return plan_of(self.store, maker_of(self.store, ref))
 
     def retrain_model(
         self, parent: Parent, spec: SpecLike = None, *, device: str | None = None, name: str | None = None
@@ -273,7 +289,7 @@ class ModelManager(
         """
         chosen = preset_on(preset, data, image_size)
         pruned = checked(PruneSpec, chosen.prune if prune is None else prune)
-        held = self.held_part(parent, pruned.part)
+        held = self.held_part(parent, self.pruned_part(pruned.model_dump()))
         once = Round(pruned, changed(chosen.retrain, frozen_part=held) if retrain is None else checked(RetrainSpec, retrain))
         scored = checked(EvaluateSpec, chosen.evaluate if evaluate is None else evaluate)
         timed = checked(BenchmarkSpec, chosen.benchmark if benchmark is None else benchmark)
@@ -320,7 +336,8 @@ class ModelManager(
                 chain.append(self.evaluate_model(subject, scored, device=device))
         last: Parent = row.id
         for each in rounds:
-            chain.append(self.prune_model(last, each.prune, device=device, name=pruned_name("dcae", each.prune, each.label)))
+            named = pruned_name("dcae", each.prune, each.label) if each.prune.plan is None else None
+            chain.append(self.prune_model(last, each.prune, device=device, name=named))
             name = model_name("dcae", f"retrained{each.label}")
             chain.append(self.retrain_model({"job": chain[-1].id}, each.retrain, device=device, name=name))
             last = {"job": chain[-1].id}

@@ -15,6 +15,9 @@ def model_name(family: str, what: str, ratio: float | None = None, *, when: date
 
 
 def pruned_name(family: str, spec: PruneSpec, part: str = "") -> str:
-    """The name of a pruned model: method and score, `part` (such as a round of a schedule), and the ratio where one was asked for."""
+    """The name of a pruned model: method and score, `part` (such as a round of a schedule), and the ratio where one was asked for.
+
+    Where a plan is applied again, `spec` is that of the pruning that chose its units.
+    """
     what = f"{spec.score}structured" if spec.method == "structured" else spec.method
     return model_name(family, what + part, spec.rate if spec.method in RATED_METHODS else None)

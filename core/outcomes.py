@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import store as st
 import store.scores as scores
-from core.checks import weights_path
+from core.checks import fields_of, weights_path
 from core.compare import compare
 from core.errors import CoreError
 from core.planning import Planning, Proposal, change_text
@@ -80,7 +80,7 @@ class Outcomes(Planning):
         config, base, table, _ = self._measured(row.id)
         latency, actual = self.latency(row.id), Layout.from_json(child.layout)
         size = self._size(config, row.id, latency)
-        asked = predicted_layout(config, base, PruneSpec.model_validate(_fields(child.spec)))
+        asked = predicted_layout(config, base, PruneSpec.model_validate(fields_of(child.spec)))
         assert asked is not None, "the solver prunes each site by its own rate"
         before = predict(config, base, table, base, latency=latency, image_size=size)
         after = predict(config, base, table, asked, latency=latency, image_size=size)
@@ -123,12 +123,7 @@ class Outcomes(Planning):
         return found[0], found[1] if after else {}
 
 
-def _fields(spec: Mapping[str, object]) -> dict[str, object]:
-    """A model's spec without its operation."""
-    return {key: value for key, value in spec.items() if key != "operation"}
-
-
 def _way(spec: Mapping[str, object]) -> dict[str, object]:
     """All of a pruning but what the solver itself puts into it; fields that older specs lack are at their defaults."""
-    known = PruneSpec.model_validate(_fields(spec)).model_dump(mode="json")
+    known = PruneSpec.model_validate(fields_of(spec)).model_dump(mode="json")
     return {key: value for key, value in known.items() if key not in CHOSEN}

@@ -70,8 +70,8 @@ def rounds_of(prune: PruneSpec, retrain: RetrainSpec, plan: ScheduleSpec) -> lis
     """
     if plan.schedule == "one-shot":
         return [Round(prune, retrain)]
-    if prune.method == "two_four" or prune.rate is None:
-        what = "2:4" if prune.method == "two_four" else "a threshold"
+    if prune.method == "two_four" or prune.rate is None or prune.plan is not None:
+        what = "2:4" if prune.method == "two_four" else "a threshold" if prune.rate is None else "a plan"
         raise CoreError(f"A schedule divides a rate, and {what} has none.", code="no_rate", given=plan.schedule, legal="one-shot")
     if prune.apply != "cut":
         raise CoreError(

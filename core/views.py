@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import store as st
 import store.jobs as jobs
 from core.checks import weights_path
 from core.compare import METRICS
+from core.kept_plans import maker_of, spec_of_choice
 from core.settings import Settings
 from core.specs import SPECS
 from dcaecore import read_header
@@ -61,8 +63,13 @@ class Views:
 
         `also` are parts that will be pruned besides what a model and its ancestors have lost already.
         """
-        parts = {row.spec.get("part", "both") for row in self.ancestry(ref) if row.kind == "pruned"}
+        parts = {self.pruned_part(row.spec) for row in self.ancestry(ref) if row.kind == "pruned"}
         return "encoder" if parts | {*also} == {"decoder"} else "none"
+
+    def pruned_part(self, spec: Mapping[str, Any]) -> str:
+        """`encoder`, `decoder` or `both`: what a pruning is of, or what it was of whose plan is applied again."""
+        chose = spec if not spec.get("plan") else spec_of_choice(self.store, maker_of(self.store, str(spec["plan"])).spec)
+        return str(chose.get("part", "both"))
 
     def spec_line(self, ref: str) -> str:
         """What made a model, in one line: the operation and the settings that are not defaults."""

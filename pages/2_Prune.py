@@ -19,10 +19,10 @@ from pages.ui.planning import target_panel  # noqa: E402
 def rounds_form(prune: dict, retrain: RetrainSpec) -> tuple[dict, RetrainSpec]:
     """Schedule, number of rounds and steps of retraining in total, with what each round will ask for.
 
-    A pruning that has no rate to divide (2:4, a threshold) is one-shot.
+    A pruning that has no rate to divide (2:4, a threshold, a plan) is one-shot.
     """
     plan = {"schedule": "one-shot"}
-    if prune["method"] != "two_four" and prune["rate"] is not None:
+    if prune["method"] != "two_four" and prune["rate"] is not None and not prune["plan"]:
         plan = spec_form(ScheduleSpec, key="rounds", values=plan, per_row=2)
     steps = int(
         st.number_input(
@@ -105,7 +105,9 @@ with right:
         )
         if then:
             preset = preset_on("medium", last.get("data"), last["image_size"])
-            plan, retrain = rounds_form(values, changed(preset.retrain, frozen_part=manager.held_part(row.id, values["part"])))
+            plan, retrain = rounds_form(
+                values, changed(preset.retrain, frozen_part=manager.held_part(row.id, manager.pruned_part(values)))
+            )
         if st.button("Run", type="primary", icon=":material/play_arrow:"):
             if then:
                 judged = {"evaluate": preset.evaluate, "benchmark": preset.benchmark}

@@ -21,7 +21,7 @@ from store.model_rows import ModelRow, get_model, get_models, load_rows, resolve
 from store.models import Edge, Model, ModelText
 from store.references import need_blob
 
-ROLES = ("parent", "teacher")
+ROLES = ("parent", "teacher", "plan")
 MAX_NAME_LENGTH = 160
 _LIKE_AN_ID = re.compile(r"[mjp]_[0-9a-f]{6,}")
 

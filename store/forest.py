@@ -31,7 +31,7 @@ def leaves(store: Store) -> list[Leaf]:
     """Living models, newest first."""
     tags: dict[str, list[str]] = defaultdict(list)
     names: dict[str, list[str]] = defaultdict(list)
-    roles: dict[str, dict[str, str]] = {"parent": {}, "teacher": {}}
+    roles: dict[str, dict[str, str]] = defaultdict(dict)
     for model, tag in store.rows("SELECT model, tag FROM tag ORDER BY tag"):
         tags[model].append(tag)
     for name, model in store.rows("SELECT name, model FROM alias ORDER BY name"):

@@ -67,7 +67,7 @@ class ModelText(SQLModel, table=True):
 
 
 class Edge(SQLModel, table=True):
-    """`child` was made from `parent` in the role parent or teacher."""
+    """`child` was made from `parent` in the role parent, teacher or plan (whose units were kept again)."""
 
     __table_args__ = WITHOUT_ROWID
     child: str = Field(primary_key=True, foreign_key="model.id")

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import store.jobs as jobs
+from core.kept_plans import spec_of_choice
 from core.names import model_name
 from core.specs import PruneSpec
 from store import JobRow, ModelRow, Store, ancestors, baseline_of, get_models
@@ -96,8 +97,9 @@ def run_name(store: Store, job: JobRow) -> str:
     method, ratio = "baseline", 0.0
     for model in [subject, *ancestors(store, subject.id)]:
         if model.spec.get("operation") == "prune":
-            asked = model.spec.get("rate") if PruneSpec.applies("rate", model.spec) else None
-            method = str(model.spec["method"])
+            chose = spec_of_choice(store, model.spec)
+            asked = chose.get("rate") if PruneSpec.applies("rate", {"plan": None, **chose}) else None
+            method = str(chose["method"])
             ratio = float(asked if asked is not None else model.facts.get("sparsity", 0.0))
             break
     made = model_name(subject.family, method, ratio, when=when)

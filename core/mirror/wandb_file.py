@@ -72,7 +72,8 @@ def payloads(data: bytes) -> Iterator[bytes]:
         if left < HEADER_BYTES:
             at += left
             continue
-        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        head = data[at : at + HEADER_BYTES].ljust(HEADER_BYTES, b"\0")  # of a file that ends within it: a kind that there is not
+        size, kind = int.from_bytes(head[4:6], "little"), head[6]
         chunk = data[at + HEADER_BYTES : at + HEADER_BYTES + size]
         if len(chunk) != size or not WHOLE <= kind <= LAST:
             raise _damaged(f"is cut short or damaged at byte {at}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
 from core.errors import CoreError
+from core.kept_plans import maker_of, plan_for
 from core.names import pruned_name
 from core.operations.context import Context, Outcome
 from core.operations.images import open_parts
@@ -23,7 +25,7 @@ from core.pruning.calibration import (
 )
 from core.pruning.compensation import compensate
 from core.pruning.masks import combine, prunable, prune_weights, two_four, unfit_for_two_four
-from core.pruning.plans import achieved, kept_count, make_plan, site_rates
+from core.pruning.plans import Plan, achieved, kept_count, make_plan, site_rates
 from core.pruning.scores import STATISTICS_SCORES, Scores, rank_zeros_last, score_units
 from core.pruning.surgery import CutResult, cut, unit_masks
 from core.specs import STRUCTURED_METHODS, PruneSpec
@@ -47,10 +49,13 @@ def run(spec: PruneSpec, context: Context) -> Outcome:
 
 def _structured(spec: PruneSpec, context: Context, parent: Loaded, name: str) -> tuple[NewModel, dict]:
     model = parent.model.to(context.device)
-    names = list(site_rates(model.config, spec))
-    images, dataset = calibration_images(spec, context, parent) if spec.needs_calibration else (None, None)
-    scores = scores_of(spec, context, parent, names, images)
-    plan = make_plan(model.config, model.layout, scores, spec, parent=parent.row.id)
+    kept = None if spec.plan is None else plan_for(context.store, spec, parent.row)
+    images, dataset = calibration_images(spec, context, parent, kept) if spec.needs_calibration else (None, None)
+    if kept is None:
+        scores = scores_of(spec, context, parent, list(site_rates(model.config, spec)), images)
+        plan = make_plan(model.config, model.layout, scores, spec, parent=parent.row.id)
+    else:
+        plan = replace(kept, parent=parent.row.id)
     share = achieved(model.config, model.layout, plan)
     state, exact = model.state_dict(), spec.stream_norms == "exact"
     if images is not None and spec.method == "structured" and spec.compensate:
@@ -70,7 +75,8 @@ def _structured(spec: PruneSpec, context: Context, parent: Loaded, name: str) ->
     for site, units in plan.keep.items():
         context.log("info", f"{site}: {len(units)} of {model.layout.width(sites(model.config)[site])} units kept")
     digest = context.store.blobs.put_bytes(json.dumps(plan.to_json(), sort_keys=True).encode())
-    context.log("info", f"Asked for {spec.rate}, removed {share:.4f} of the units.")
+    asked = f"Asked for {spec.rate}" if kept is None else f"By plan {kept.id}"
+    context.log("info", f"{asked}, removed {share:.4f} of the units.")
     made = new_model(
         context.store,
         name=name,
@@ -80,17 +86,19 @@ def _structured(spec: PruneSpec, context: Context, parent: Loaded, name: str) ->
         config=model.config,
         layout=result.layout,
         masks={name: mask for name, mask in result.masks.items() if not mask.all()},
-        parents=[("parent", parent.row.id)],
+        parents=[("parent", parent.row.id), *([] if spec.plan is None else [("plan", maker_of(context.store, spec.plan).id)])],
         dataset=dataset,
     )
     return made, {"plan": plan.id, "plan_digest": digest, "achieved_rate": share}
 
 
-def calibration_images(spec: PruneSpec, context: Context, parent: Loaded) -> tuple[CalibrationImages, dict]:
-    """As many as the spec asks for or needs, and the identity of the data set that they are from."""
+def calibration_images(
+    spec: PruneSpec, context: Context, parent: Loaded, kept: Plan | None = None
+) -> tuple[CalibrationImages, dict]:
+    """As many as the spec asks for or needs (by its rates, or by the plan), and the identity of the data set that they are from."""
     config, layout, size = parent.model.config, parent.model.layout, spec.calibration_size
     config.check_image_size(size, size)
-    fitted = _fitted(spec, parent) if spec.compensate or spec.score in STATISTICS_SCORES else {}
+    fitted = _fitted(spec, parent, kept) if spec.compensate or spec.score in STATISTICS_SCORES else {}
     count = number_of_images(spec.calibration_images, images_needed(config, layout, fitted, size))
     (part,) = open_parts(spec.calibration_data, size, context, "train")
     stream = BatchStream(
@@ -104,16 +112,19 @@ def calibration_images(spec: PruneSpec, context: Context, parent: Loaded) -> tup
     return images, {**part.frames.identity(part.rows), "image_size": size, "seed": spec.seed}
 
 
-def _fitted(spec: PruneSpec, parent: Loaded) -> dict[str, int]:
+def _fitted(spec: PruneSpec, parent: Loaded, kept: Plan | None) -> dict[str, int]:
     """Sites whose features are fitted, with the units that take part: all that may be kept where sites are ranked together."""
     config, layout = parent.model.config, parent.model.layout
-    rates = site_rates(config, spec)
+    rates = {} if kept is not None else site_rates(config, spec)
+    pruned = rates if kept is None else kept.keep
     internal = [name for name, site in sites(config).items() if site.kind != "stream"]
-    chosen = internal if any(name not in internal for name in rates) else [name for name in internal if name in rates]
+    chosen = internal if any(name not in internal for name in pruned) else [name for name in internal if name in pruned]
     widths = {name: layout.width(sites(config)[name]) for name in chosen}
+    if kept is not None:
+        return {name: len(kept.keep.get(name, range(width))) for name, width in widths.items()}
     if spec.scope != "local":
         return widths
-    return {name: kept_count(width, rates[name]) if name in rates else width for name, width in widths.items()}
+    return {name: kept_count(width, rates.get(name, 0.0)) for name, width in widths.items()}
 
 
 def scores_of(

@@ -195,6 +195,8 @@ def _again(context: Context, scratch: Store, row: ModelRow, made: dict[str, str]
 def _fit(store: Store, scratch: Store, row: ModelRow, values: dict[str, Any], made: dict[str, str], notes: list[str]) -> None:
     """A recorded spec, made to run in the scratch store and in this process."""
     _teacher(store, scratch, row, values, made, notes)
+    if values.get("plan"):
+        values["plan"] = made[str(values["plan"])]
     _one_process(values, notes)
     _losses(store, scratch, values)
 

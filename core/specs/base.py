@@ -6,8 +6,9 @@ full, defaults included; what does not change the result (names, notes, device, 
 identity by `identity_spec`.
 
 Each field's `json_schema_extra` may hold: `group` (form section), `advanced` (hidden until asked for), `unit`,
-`identity=False` (does not change the result), `when` ({other field: allowed values}, or several of these: elsewhere the field
-does not apply, forms leave it out, and a value other than its default is refused).
+`identity=False` (does not change the result) or `identity="set"` (came later: at its default it is left out of the identity, which
+stays what it was), `when` ({other field: allowed values}, or several of these: elsewhere the field does not apply, forms leave it out,
+and a value other than its default is refused).
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Spec(BaseModel):
         kept = self.model_dump(mode="json")
         for name, field in fields.items():
             hints = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-            if hints.get("identity") is False:
+            if hints.get("identity") is False or (hints.get("identity") == "set" and getattr(self, name) == field.default):
                 kept.pop(name)
         return {"operation": self.operation, **kept}
 

@@ -42,7 +42,7 @@ class SensitivitySpec(Spec):
     def _structured(self) -> Self:
         if self.prune.method not in STRUCTURED_METHODS:
             raise ValueError(f"sensitivity is of structured pruning ({', '.join(STRUCTURED_METHODS)}), not {self.prune.method}")
-        for name in ("rate", "site_rates", "scope", "round_to", "apply"):
+        for name in ("plan", "rate", "site_rates", "scope", "round_to", "apply"):
             if getattr(self.prune, name) != PruneSpec.model_fields[name].default:
                 raise ValueError(f"prune.{name} would have no effect: the rates are those of `rates`")
         return self

@@ -21,8 +21,9 @@ LEAST_RATE, MOST_RATE = 0.1, 0.9
 MOST_ROUNDS = 20
 _LOOKS_AT_IMAGES = [
     {"method": ["structured"], "compensate": [True]},
-    {"method": ["structured"], "score": list(CALIBRATED_SCORES)},
+    {"method": ["structured"], "score": list(CALIBRATED_SCORES), "plan": [None]},
 ]
+_CHOOSES_UNITS = {"method": list(STRUCTURED_METHODS), "plan": [None]}
 METHOD_TITLES: dict[str, str] = {
     "l2_structured": "L2 structured (channels, hidden units, heads: smaller and faster)",
     "structured": "Structured by any score, with what the removed units did folded into the kept ones",
@@ -38,6 +39,15 @@ class PruneSpec(Spec):
     operation: ClassVar[str] = "prune"
 
     method: PruneMethod = spec_field("l2_structured", "What is removed, and by which score.", group="Method")
+    plan: str | None = spec_field(
+        None,
+        "Keep the units that another pruning kept: the model that it made, or its plan (p_...). It must have been made for a model of "
+        "this shape and family; empty: units are chosen anew.",
+        group="Method",
+        advanced=True,
+        identity="set",
+        when={"method": list(STRUCTURED_METHODS)},
+    )
     rate: float | None = spec_field(
         0.5,
         "Share to remove: of the parent's non-zero weights (unstructured), or of each site's units (structured).",
@@ -45,7 +55,7 @@ class PruneSpec(Spec):
         ge=LEAST_RATE,
         le=MOST_RATE,
         step=0.05,
-        when={"method": list(RATED_METHODS)},
+        when={"method": list(RATED_METHODS), "plan": [None]},
     )
     threshold: float | None = spec_field(
         None,
@@ -73,14 +83,14 @@ class PruneSpec(Spec):
         "Which units matter: magnitude (l2, l1, lamp, fpgm), the loss's pull (taylor), activations (wanda, qr), the best "
         "least-squares replacement (obs), or chance (random, the control).",
         group="Method",
-        when={"method": ["structured"]},
+        when={"method": ["structured"], "plan": [None]},
     )
     scope: Literal["local", "kind", "global"] = spec_field(
         "local",
         "The same share of each site, or one ranking over all sites (of a kind): shares then differ, the overall one holds.",
         group="Method",
         advanced=True,
-        when={"method": ["structured"]},
+        when={"method": ["structured"], "plan": [None]},
     )
     compensate: bool = spec_field(
         True,
@@ -107,9 +117,11 @@ class PruneSpec(Spec):
     )  # fmt: skip
     seed: int = spec_field(
         0, "Seed of the choice of calibration images and of random scores.", group="Calibration", ge=0, advanced=True,
-        when=[*_LOOKS_AT_IMAGES, {"method": ["structured"], "score": ["random"]}],
+        when=[*_LOOKS_AT_IMAGES, {"method": ["structured"], "score": ["random"], "plan": [None]}],
     )  # fmt: skip
-    part: Literal["both", "encoder", "decoder"] = spec_field("both", "Which half of the autoencoder is pruned.", group="Where")
+    part: Literal["both", "encoder", "decoder"] = spec_field(
+        "both", "Which half of the autoencoder is pruned.", group="Where", when={"plan": [None]}
+    )
     round_to: int = spec_field(
         1,
         "Kept hidden and mid channels are a multiple of this where the site allows (8 suits GPUs); heads are never rounded.",
@@ -117,14 +129,14 @@ class PruneSpec(Spec):
         ge=1,
         le=64,
         advanced=True,
-        when={"method": list(STRUCTURED_METHODS)},
+        when=_CHOOSES_UNITS,
     )
     kinds: tuple[Literal["mid", "hidden", "heads", "stream"], ...] = spec_field(
         ("mid", "hidden", "heads"),
         "Site kinds to prune: ResBlock mid channels, GLU hidden pairs, attention heads, and the residual stream of each stage.",
         group="Where",
         advanced=True,
-        when={"method": list(STRUCTURED_METHODS)},
+        when=_CHOOSES_UNITS,
     )
     stream_norms: Literal["plain", "exact"] = spec_field(
         "plain",
@@ -140,7 +152,7 @@ class PruneSpec(Spec):
         "0 leaves it whole.",
         group="Where",
         advanced=True,
-        when={"method": list(STRUCTURED_METHODS)},
+        when=_CHOOSES_UNITS,
     )
 
     @field_validator("rate", "threshold", mode="before")
@@ -160,7 +172,7 @@ class PruneSpec(Spec):
 
     @model_validator(mode="after")
     def _rate_or_threshold(self) -> PruneSpec:
-        if self.stream_norms != "plain" and "stream" not in self.kinds:
+        if self.stream_norms != "plain" and "stream" not in self.kinds and self.plan is None:
             raise ValueError("stream_norms would have no effect: it applies where kinds has stream")
         if self.apply == "mask" and "stream" in self.kinds and self.stream_norms == "plain":
             raise ValueError(
@@ -175,7 +187,8 @@ class PruneSpec(Spec):
     @property
     def needs_calibration(self) -> bool:
         """Whether images are looked at."""
-        return self.method == "structured" and (self.compensate or self.score in CALIBRATED_SCORES)
+        looks = self.compensate or (self.score in CALIBRATED_SCORES and self.plan is None)
+        return self.method == "structured" and looks
 
 
 class ScheduleSpec(Spec):

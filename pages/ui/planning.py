@@ -28,7 +28,7 @@ TARGETS = {
     "weight_bytes": ("Weights at most", "MB", 1e6),
 }
 """Cost -> label, unit, and what one of the unit is."""
-UNUSED = ("rate", "threshold", "site_rates", "scope", "round_to", "apply", "skip_unfit")
+UNUSED = ("plan", "rate", "threshold", "site_rates", "scope", "round_to", "apply", "skip_unfit")
 """Of a pruning's fields: those that a sensitivity measurement has no use for."""
 
 

@@ -271,5 +271,8 @@ def test_the_parser_refuses_a_file_cut_short(mirrored_branch):
     assert len(list(payloads(data))) > NUM_STEPS
     with pytest.raises(CoreError, match="cut short"):
         list(payloads(data[: len(data) // 2]))
+    for within_a_head in range(8, 14):
+        with pytest.raises(CoreError, match="cut short"):
+            list(payloads(data[:within_a_head]))
     with pytest.raises(CoreError, match="begins with"):
         list(payloads(b"not wandb"))

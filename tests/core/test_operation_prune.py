@@ -127,7 +127,7 @@ def test_part_and_threshold_of_an_unstructured_pruning(bench, parent):
 
 
 def test_every_field_has_its_case():
-    elsewhere = {"skip_unfit", "apply"}  # test_two_four, test_masked_units
+    elsewhere = {"skip_unfit", "apply", "plan"}  # test_two_four, test_masked_units, test_kept_plans
     assert set(PruneSpec.model_fields) == {"method", "threshold", *elsewhere, *CASES, *SCORED}
 
 
