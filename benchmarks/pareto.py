@@ -11,6 +11,8 @@ from benchmarks.fresh import service
 from benchmarks.results import machine, table, write_section
 from core.choice import pareto_front
 from core.model_manager import ModelManager
+from core.report.chart import svg
+from core.report.document import Chart, Point
 from store.jobs import list_jobs
 from store.scores import measurements
 
@@ -26,8 +28,10 @@ RATIOS: dict[str, dict[str, float]] = {
     "and all streams 1/2": {"hidden": 0.75, "stream": 0.5},
     "inner 3/4, GLUs 7/8, all streams 1/2": {"hidden": 0.875, "mid": 0.75, "heads": 0.75, "stream": 0.5},
 }
-STEPS = 200
+STEPS = 600
 BATCH = 8
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+QUALITY = {"psnr_db": "PSNR (dB)", "foreground_psnr_db": "Foreground PSNR (dB)"}
 
 
 def main() -> None:
@@ -67,13 +71,29 @@ def report(manager: ModelManager, dense: str, made: dict[str, str]) -> None:
         means = manager.get_model_metrics(ref)
         points[title] = (timed.models[ref]["decode_ms"], means["psnr_db"], means["foreground_psnr_db"])
     fronts = [set(pareto_front({t: (p[0], p[place]) for t, p in points.items()}, (False, True)).best) for place in (1, 2)]
+    slowest_first = sorted(points.items(), key=lambda item: -item[1][0])
+    for place, (key, name) in enumerate(QUALITY.items(), start=1):
+        shown = [
+            Point(str(number), ms, values[place - 1], title in fronts[place - 1])
+            for number, (title, (ms, *values)) in enumerate(slowest_first)
+        ]
+        draw(f"front-{key.removesuffix('_db').replace('_', '-')}", Chart(f"Decode (ms, batch {BATCH})", name, tuple(shown)))
     rows = []
-    for title, (ms, psnr, foreground) in sorted(points.items(), key=lambda item: -item[1][0]):
+    for number, (title, (ms, psnr, foreground)) in enumerate(slowest_first):
         parameters = manager.get_model(refs[title]).facts["parameters"] / manager.get_model(dense).facts["parameters"] - 1
         on = [name for name, front in zip(("PSNR", "foreground"), fronts, strict=True) if title in front]
         speed = points["dense"][0] / ms
         rows.append(
-            [title, f"{ms:.1f} ms", f"x{speed:.2f}", f"{psnr:.2f}", f"{foreground:.2f}", f"{parameters:+.1%}", ", ".join(on)]
+            [
+                str(number),
+                title,
+                f"{ms:.1f} ms",
+                f"x{speed:.2f}",
+                f"{psnr:.2f}",
+                f"{foreground:.2f}",
+                f"{parameters:+.1%}",
+                ", ".join(on),
+            ]
         )
     write_section(
         "Quality against latency",
@@ -82,9 +102,22 @@ def report(manager: ModelManager, dense: str, made: dict[str, str]) -> None:
             f"each retrained for {STEPS} steps of batch {RECIPE['batch_size']} with the encoder held; quality on 64 test images; decode "
             f"at batch {BATCH}, median of 20 interleaved repeats. With `--home` the store stays, and Compare draws the same front.",
             "",
-            *table(["", "decode", "speed", "PSNR", "foreground", "parameters", "on the front of"], rows),
+            "Numbers are those of the table below; points on the front are filled.",
+            "",
+            "![PSNR against decode latency](../docs/pictures/front-psnr.svg)",
+            "",
+            "![Foreground PSNR against decode latency](../docs/pictures/front-foreground-psnr.svg)",
+            "",
+            *table(["#", "", "decode", "speed", "PSNR", "foreground", "parameters", "on the front of"], rows),
         ],
     )
+
+
+def draw(name: str, chart: Chart) -> None:
+    """The chart as a picture of the documentation, on a ground of its own."""
+    text = svg(chart)
+    opening = text.index(">") + 1
+    (PICTURES / f"{name}.svg").write_text(f'{text[:opening]}\n<rect width="100%" height="100%" fill="#ffffff"/>{text[opening:]}')
 
 
 if __name__ == "__main__":
