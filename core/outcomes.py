@@ -72,24 +72,26 @@ class Outcomes(Planning):
         row = st.get_model(self.store, ref)
         if self.sensitivity_job(row.id) is None:
             return []
-        how = _way(self._measured(row.id)[3].model_dump(mode="json"))
-        made = [child for child in st.children(self.store, row.id) if child.kind == "pruned" and _way(child.spec) == how]
-        return [self._outcome(row, child) for child in made[: -limit - 1 : -1]]
-
-    def _outcome(self, row: ModelRow, child: ModelRow) -> Outcome:
-        config, base, table, _ = self._measured(row.id)
-        latency, actual = self.latency(row.id), Layout.from_json(child.layout)
+        config, base, table, how = self._measured(row.id)
+        latency, way = self.latency(row.id), _way(how.model_dump(mode="json"))
         size = self._size(config, row.id, latency)
-        asked = predicted_layout(config, base, PruneSpec.model_validate(fields_of(child.spec)))
-        assert asked is not None, "the solver prunes each site by its own rate"
-        before = predict(config, base, table, base, latency=latency, image_size=size)
-        after = predict(config, base, table, asked, latency=latency, image_size=size)
-        counted = [estimate(config, layout, image_size=size) for layout in (base, actual)]
-        achieved: dict[str, Pair] = {"parameters": (row.facts["parameters"], child.facts["parameters"])}
-        achieved |= {key: (getattr(counted[0], key), getattr(counted[1], key)) for key in MACS}
-        achieved |= self._bytes(row, child) | self._milliseconds(row, child, latency)
-        own, retrained = self._quality(row, child)
-        return Outcome(child, {key: (before[key], value) for key, value in after.items()}, achieved | own, retrained)
+
+        def predicted(layout: Layout) -> dict[str, float]:
+            return predict(config, base, table, layout, latency=latency, image_size=size)
+
+        before, found = predicted(base), []
+        made = [child for child in st.children(self.store, row.id) if child.kind == "pruned" and _way(child.spec) == way]
+        for child in made[: -limit - 1 : -1]:
+            asked = predicted_layout(config, base, PruneSpec.model_validate(fields_of(child.spec)))
+            assert asked is not None, "the solver prunes each site by its own rate"
+            counted = [estimate(config, layout, image_size=size) for layout in (base, Layout.from_json(child.layout))]
+            achieved: dict[str, Pair] = {"parameters": (row.facts["parameters"], child.facts["parameters"])}
+            achieved |= {key: (getattr(counted[0], key), getattr(counted[1], key)) for key in MACS}
+            achieved |= self._bytes(row, child) | self._milliseconds(row, child, latency)
+            own, retrained = self._quality(row, child)
+            pairs = {key: (before[key], value) for key, value in predicted(asked).items()}
+            found.append(Outcome(child, pairs, achieved | own, retrained))
+        return found
 
     def _bytes(self, row: ModelRow, child: ModelRow) -> dict[str, Pair]:
         """Of the tensors in both files; nothing where one was cleaned away."""

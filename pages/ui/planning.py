@@ -10,6 +10,7 @@ import streamlit as st
 
 from core.compare import METRICS
 from core.model_manager import ModelManager
+from core.outcomes import Outcome
 from core.planning import Proposal, change_text
 from core.solver.search import CODERS, CostName
 from core.solver.sensitivity import METRICS as QUALITY
@@ -18,6 +19,7 @@ from pages.ui.boot import guarded
 from pages.ui.chain import start_chain
 from pages.ui.figures import column_widths
 from store import ModelRow
+from store.forest import figures_stamp
 
 TARGETS = {
     "decode_ms": ("Decode at most", "ms", 1.0),
@@ -105,7 +107,7 @@ def target_panel(manager: ModelManager, row: ModelRow, how: dict[str, Any], last
             )
             start_chain([job.id for job in jobs], row.id)
             st.rerun()
-    show_outcomes(manager, row)
+    show_outcomes(manager, measured)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -138,9 +140,15 @@ def show_proposal(proposal: Proposal) -> None:
         )
 
 
-def show_outcomes(manager: ModelManager, row: ModelRow) -> None:
-    """Predicted and achieved figures of what the solver's prunings made of this model."""
-    found = manager.outcomes(row.id)
+@st.cache_data(max_entries=16, show_spinner=False)
+def outcomes_of(_manager: ModelManager, model: str, sensitivity: str, profile: str, stamp: tuple[Any, ...]) -> list[Outcome]:
+    """What the solver's prunings became, kept until anything is made or measured."""
+    return _manager.outcomes(model)
+
+
+def show_outcomes(manager: ModelManager, measured: tuple[str, str, str]) -> None:
+    """Predicted and achieved figures of what the solver's prunings made of a model; `measured` as `proposed` takes it."""
+    found = outcomes_of(manager, *measured, figures_stamp(manager.store))
     if not found:
         return
     st.markdown("**Predicted → achieved**")

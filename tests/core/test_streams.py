@@ -118,6 +118,22 @@ def test_a_plan_over_every_kind_keeps_the_rule_the_file_and_the_gradients(name, 
     assert loaded.encode(x).shape[1] == model.config.latent_channels and loaded(x).shape == x.shape
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize("name", ALL)
+def test_one_half_pruned_leaves_the_other_and_the_channels_between_them(name, part):
+    model = ALL[name]
+    plan = make_plan(model.config, Layout(), score_units(model, "l2"), PruneSpec(rate=0.5, kinds=KINDS, part=part))
+    result, state = cut(model.state_dict(), model.config, Layout(), plan.keep), model.state_dict()
+    assert all(site.startswith(part) for site in plan.keep)
+    whole = [key for key in state if not key.startswith(part)]
+    assert whole and all(torch.equal(result.state[key], state[key]) for key in whole)
+    ends = {"encoder": ("encoder.conv_out", 0, "latent_channels"), "decoder": ("decoder.conv_in", 1, "latent_channels")}
+    layer, axis, channels = ends[part]
+    assert result.state[f"{layer}.weight"].shape[axis] == getattr(model.config, channels)
+    kept = result.state[f"{layer}.weight"].shape
+    assert kept[1 - axis] < state[f"{layer}.weight"].shape[1 - axis], "the stream beside the latents did go"
+
+
 def test_plain_norms_norm_what_is_left():
     model = ALL["tiny"]
     keep = {"decoder.stages.1.stream": tuple(range(8))}

@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from core.pruning.masks import apply_masks, prune_weights
 from dcaecore import DCAE, VARIANTS, CheckpointError, ConfigError, Layout, load_model, read_header, save_model, weights_digest
 from dcaecore.checkpoint import KEY, build, file_digest, load_tensors, split_masks
+from dcaecore.zoo import DEMO_FILE
 
 TINY = VARIANTS["tiny"]
 WEIGHT = "encoder.conv_out.weight"
@@ -184,6 +186,22 @@ def test_a_masked_model_takes_the_bytes_of_what_is_left(tmp_path, sparsity, shar
     found, masks = split_masks(load_tensors(file), read_header(file))
     assert torch.equal(found["w"], state["w"]) and found["w"].dtype == dtype and torch.equal(masks["w"], mask)
     assert file_digest(file) == weights_digest(state, {"w": mask})
+
+
+@pytest.mark.parametrize(("sparsity", "share"), [(0.5, 0.46), (0.9, 0.11)])
+def test_a_trained_model_masked_is_that_small_as_a_file(tmp_path, sparsity, share):
+    """The shipped demo model, whole files: biases, norms and header included."""
+    dense = load_model(DEMO_FILE)
+    state = dense.model.state_dict()
+    masks = prune_weights(state, "global_magnitude", rate=sparsity)
+    sizes = []
+    for name, found in (("dense", {}), ("masked", masks)):
+        path = tmp_path / f"{name}.safetensors"
+        save_model(path, apply_masks(state, found), config=dense.model.config, layout=dense.model.layout, masks=found)
+        sizes.append(path.stat().st_size)
+    assert sizes[1] <= share * sizes[0], f"{sizes[1] / sizes[0]:.1%}"
+    again = load_model(tmp_path / "masked.safetensors")
+    assert all(torch.equal(value, masks[key]) for key, value in again.masks.items()) and set(again.masks) == set(masks)
 
 
 @pytest.mark.parametrize("left", [0, 1, 7, 9])

@@ -134,6 +134,13 @@ def choose(page, label: str, option: str) -> None:
     page.get_by_role("option", name=option, exact=True).click()
 
 
+def fill(page, label: str, value: str) -> None:
+    """Types a number."""
+    field = page.get_by_label(label, exact=True)
+    field.fill(value)
+    field.press("Enter")
+
+
 def prune_so(page) -> None:
     """Runs the form without retraining, up to the comparison."""
     page.get_by_text("Then retrain and compare", exact=True).click()
@@ -173,6 +180,22 @@ def test_every_score_goes_from_the_form_to_the_store(server, page, manager: Mode
     # LAMP ranks the units of one site as their L2 norm does.
     weights = {score: row.weights_digest for score, row in made.items()}
     assert weights.pop("lamp") == weights["l2"] and len(set(weights.values())) == len(weights)
+
+
+def test_a_schedule_goes_from_the_form_to_the_store(server, page, manager: ModelManager):
+    tiny = manager.current()
+    assert tiny is not None
+    page.goto(f"{server.url}/Prune?model={tiny.id}")
+    choose(page, "schedule", "iterative")
+    fill(page, "rounds", "2")
+    fill(page, "steps of retraining in total", "4")
+    page.get_by_text("Round 2: prune at 0.293, then 2 steps").wait_for()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_role("heading", name="Compare", exact=True).wait_for(timeout=180_000)
+    made = manager.list_models(limit=4)[::-1]
+    assert [row.kind for row in made] == ["pruned", "retrained"] * 2
+    assert [row.parent_id for row in made] == [tiny.id, *[row.id for row in made[:3]]]
+    assert len({row.facts["parameters"] for row in made}) == 2, "each round cuts"
 
 
 def test_a_target_goes_from_the_measurements_to_what_was_achieved(server, page, manager: ModelManager):

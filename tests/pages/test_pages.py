@@ -85,6 +85,34 @@ def test_the_prune_page_offers_targets_once_the_model_is_measured(settings, mana
     assert "FREE" in said and "cannot be reached" in said.partition("LOCKED")[2]
 
 
+PLAN = """
+next(t for t in app.toggle if t.label == "Advanced settings").set_value(True).run()
+asked = {"rate", "part", "kinds", "round to", "site rates"}
+def shown():
+    boxes = (*fine().selectbox, *app.slider, *app.multiselect, *app.number_input, *app.text_input)
+    return asked & {box.label for box in boxes}
+assert shown() == asked, shown()
+text("plan").set_value("m_ffffffffff").run()
+assert shown() == set() and any("No model" in box.value for box in app.error)
+text("plan").set_value(query["plan"]).run()
+assert not app.error and shown() == set()
+print("PARAMETERS", next(m.delta for m in app.metric if m.label == "Parameters" and m.delta))
+next(t for t in app.toggle if t.label == "Then retrain and compare").set_value(False).run()
+button("Run").click().run()
+fine()
+"""
+
+
+def test_the_units_of_another_pruning_are_kept_again_from_the_form(settings, family, manager):
+    baseline, pruned = family
+    said = drive(settings, "pages/2_Prune.py", f"model={baseline}", f"plan={pruned}", steps=PLAN)
+    assert "PARAMETERS -" in said
+    job = next(job for job in manager.jobs() if job.operation == "prune" and job.state != "done" or job.spec.get("plan"))
+    assert job.spec["plan"] == pruned and job.parent_model_id == baseline
+    made = manager.get_model(manager.wait(job.id, 60).model_id)
+    assert made.facts["parameters"] == manager.get_model(pruned).facts["parameters"]
+
+
 def test_a_schedule_is_chosen_seen_and_run_from_the_form(settings, manager):
     tiny = manager.initialize_model("tiny", random_seed=0, name="tiny")
     assert "CHAIN 7" in drive(settings, "pages/2_Prune.py", steps=ROUNDS)
