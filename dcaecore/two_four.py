@@ -58,6 +58,7 @@ def packable(model: nn.Module) -> list[str]:
     ]
 
 
+@torch.no_grad()
 def pack(model: nn.Module) -> list[str]:
     """Replaces the packable convolutions of a model that is on its GPU in its dtype; returns their names, of which there may be none.
 
@@ -76,6 +77,7 @@ def pack(model: nn.Module) -> list[str]:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*SparseSemiStructuredTensor is in prototype stage.*")
                 packed = TwoFourConv2d(layer)
+                packed(layer.weight.new_zeros(1, layer.in_channels, 1, 8))  # one backend packs where it cannot multiply
         except RuntimeError as error:
             raise ConfigError(
                 f"This torch has no kernels for 2:4 weights on {layer.weight.device}: {str(error).splitlines()[0]}",

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import dcaecore.two_four as two_four_kernels
 from core.pruning.masks import apply_masks, two_four
 from dcaecore import DCAE, VARIANTS
 from dcaecore.errors import ConfigError
@@ -68,12 +69,16 @@ def test_dense_layers_grouped_ones_and_odd_widths_stay_as_they_are(sparse):
 
 
 def test_bytes_are_of_what_is_packed(sparse, monkeypatch):
-    class Packed:
-        def __init__(self, weight):
-            self.packed, self.meta = weight[:, ::2], torch.zeros(weight.shape[0], weight.shape[1] // 16, dtype=torch.int16)
+    class Packed(torch.Tensor):
+        """As torch's own: a tensor that holds what is left of the weight, and where it stands."""
+
+    def to_sparse(weight):
+        made = weight.as_subclass(Packed)
+        made.packed, made.meta = weight[:, ::2], torch.zeros(weight.shape[0], weight.shape[1] // 16, dtype=torch.int16)
+        return made
 
     assert packed_bytes(sparse) == 0
-    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", Packed)
+    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", to_sparse)
     sparse.bfloat16()
     weights = {name: sparse.get_submodule(name).weight.numel() for name in packable(sparse)}
     before = sum(p.numel() for p in sparse.parameters())
@@ -82,6 +87,16 @@ def test_bytes_are_of_what_is_packed(sparse, monkeypatch):
     assert sum(p.numel() for p in sparse.parameters()) + sum(b.numel() for b in sparse.buffers() if b.is_floating_point()) == (
         before - sum(weights.values())
     )
+
+
+def test_what_packs_but_cannot_multiply_is_found_out_at_once(sparse, kernels, monkeypatch):
+    def linear(*_):
+        raise RuntimeError("only supported on another architecture\nand a trace")
+
+    monkeypatch.setattr(two_four_kernels.F, "linear", linear)
+    with pytest.raises(ConfigError, match="no kernels for 2:4 weights on cpu: only supported on another architecture"):
+        pack(sparse.bfloat16())
+    assert len(packable(sparse)) == 8, "nothing was replaced"
 
 
 def test_a_device_and_a_dtype_without_kernels_are_named(sparse):

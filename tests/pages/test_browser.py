@@ -130,7 +130,7 @@ def test_the_server_dies_in_mid_job_and_nothing_is_lost(server, page, manager: M
 def choose(page, label: str, option: str) -> None:
     """Picks an option of a select box."""
     box = page.get_by_test_id("stSelectbox").filter(has=page.get_by_text(label, exact=True))
-    box.get_by_role("combobox").click()
+    box.get_by_role("combobox").fill(option)  # a click at the page's edge scrolls, which closes the list again
     page.get_by_role("option", name=option, exact=True).click()
 
 
@@ -186,6 +186,7 @@ def test_a_schedule_goes_from_the_form_to_the_store(server, page, manager: Model
     tiny = manager.current()
     assert tiny is not None
     page.goto(f"{server.url}/Prune?model={tiny.id}")
+    page.get_by_role("button", name="Run", exact=True).wait_for()
     choose(page, "schedule", "iterative")
     fill(page, "rounds", "2")
     fill(page, "steps of retraining in total", "4")
