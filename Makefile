@@ -46,7 +46,7 @@ format: $(VENV)/test.stamp
 demo-model: $(VENV)/run.stamp
 	$(BIN)/python -m core demo-model
 
-## On a machine with a GPU: checks and benchmarks on CUDA, under 9 minutes; results go to benchmarks/RESULTS-gpu.json.
+## On a machine with a GPU: checks and benchmarks on CUDA, meant to take under 9 minutes; results go to benchmarks/RESULTS-gpu.json.
 gpu:
 	$(PYTHON) -m benchmarks.gpu
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ BATCHES = (8, 1)
 
 @dataclass(frozen=True)
 class Way:
-    """How a model of the table is made: all have the same minutes, so those whose steps are cheaper have more epochs of 50 steps."""
+    """How a model of the table is made; where steps are cheaper there are more epochs of 50 of them, for about the same minutes."""
 
     title: str
     prune: PruneSpec | None
@@ -70,7 +71,7 @@ def main() -> None:
         for way in WAYS:
             if asked.only is None or way.title in asked.only:
                 make(manager, dense.id, way)
-        report(manager, dense.id, "" if asked.only is None else f": {', '.join(asked.only)}")
+        report(manager, dense.id, asked.only)
 
 
 def make(manager: ModelManager, dense: str, way: Way) -> None:
@@ -86,8 +87,8 @@ def make(manager: ModelManager, dense: str, way: Way) -> None:
     assert trained.model_id is not None, trained.error
 
 
-def report(manager: ModelManager, dense: str, which: str) -> None:
-    """The section, from the store."""
+def report(manager: ModelManager, dense: str, only: list[str] | None) -> None:
+    """The section, from the store; one of its own where only some ways were asked for."""
     found = {job.name: job for job in list_jobs(manager.store, ("done",), 100, operations=("retrain",))}
     ways = [way for way in WAYS if way.title in found]
     models = {way.title: str(found[way.title].model_id) for way in ways}
@@ -101,10 +102,11 @@ def report(manager: ModelManager, dense: str, which: str) -> None:
         job = found[way.title]
         effort = f"{job.result['steps']} steps, {job.result['step_s'] * job.result['steps'] / 60:.1f} min"
         rows.append(row(manager, way.title, models[way.title], dense, effort, timed))
+    which, option = ("", "") if only is None else (f": {', '.join(only)}", f" --only {shlex.join(only)}")
     write_section(
         f"A decoder three and five times as fast{which}",
         [
-            f"`.venv/bin/python -m benchmarks.fast_decoder` on {machine()}. Demo model, `mspacman`, 128 px, float32; quality on 64 "
+            f"`.venv/bin/python -m benchmarks.fast_decoder{option}` on {machine()}. Demo model, `mspacman`, 128 px, float32; quality on 64 "
             f"test images; decode: median of 20 interleaved repeats at batch {' and '.join(map(str, BATCHES))}. Minutes: the "
             "retraining with its validations. Only the decoder is pruned, and the encoder is held: latents are the baseline's, and a world "
             "model that was trained on them can stay. The presets' retraining uses Muon. Plain L2: magnitude, one shot, no fit, no "

@@ -48,6 +48,8 @@ def main() -> None:
             for way in WAYS:
                 title = f"{ratio}: {way}"
                 made[title] = done.get(title) or make(manager, dense, title, {**WAYS[way], "site_rates": RATIOS[ratio]})
+                if manager.get_model_metrics(made[title])["psnr_db"] is None:
+                    manager.wait(manager.evaluate_model(made[title]).id)
         report(manager, dense, made)
 
 
@@ -57,8 +59,7 @@ def make(manager: ModelManager, dense: str, title: str, how: dict[str, Any]) -> 
     retrain = {**RECIPE, "n_epochs": STEPS // 50, "steps_per_epoch": 50}
     pruned = manager.prune_model(dense, how)
     trained = manager.retrain_model({"job": pruned.id}, retrain, name=title)
-    manager.wait(manager.evaluate_model({"job": trained.id}).id)
-    return str(manager.job(trained.id).model_id)
+    return str(manager.wait(trained.id).model_id)
 
 
 def report(manager: ModelManager, dense: str, made: dict[str, str]) -> None:

@@ -20,7 +20,8 @@ QUALITY = {"psnr_db": "PSNR", "foreground_psnr_db": "foreground PSNR"}
 KEPT = 0.97
 """Share of the trained model's decibels that is to be left."""
 LOSS = PRESETS["medium"].retrain
-TRIAL_STEPS = 40
+TRIALS = (30, 130)
+"""Steps of the two trials."""
 
 
 def main() -> None:
@@ -37,25 +38,34 @@ def main() -> None:
     asked = parser.parse_args()
     with service(asked.home) as manager:
         device = asked.device or default_device(manager.settings.device)
-        trained = train(manager, manager.initialize_model(asked.variant, random_seed=0).id, asked, device)
+        trained, first = train(manager, manager.initialize_model(asked.variant, random_seed=0).id, asked, device)
         wanted, smaller = prune(manager, trained, asked, device)
-        retrained = train(manager, smaller, asked, device, frozen_part="encoder")
-        report(manager, trained, smaller, retrained, wanted, asked, device)
+        retrained, second = train(manager, smaller, asked, device, frozen_part="encoder")
+        models = {f"trained, {first}": trained, "pruned": smaller, f"pruned and retrained, {second}": retrained}
+        report(manager, models, wanted, asked, device)
 
 
-def train(manager: ModelManager, parent: str, asked: argparse.Namespace, device: str, **more: Any) -> str:
-    """A model that was trained for the minutes, by the presets' loss; as many steps as a short trial says fit."""
+def train(manager: ModelManager, parent: str, asked: argparse.Namespace, device: str, **more: Any) -> tuple[str, str]:
+    """A model that was trained for the minutes, by the presets' loss, and its steps and minutes.
+
+    As many steps as two trials say fit: what both took alike (start, validations) is no step's.
+    """
     spec = {
         **LOSS.model_dump(exclude_defaults=True), **more, "image_size": asked.image_size, "batch_size": asked.batch_size,
         "dtype": asked.dtype, "frozen_part": more.get("frozen_part", "none"), "n_epochs": 1, "warmup_epochs": 0,
     }  # fmt: skip
-    trial = manager.wait(manager.retrain_model(parent, {**spec, "steps_per_epoch": TRIAL_STEPS}, device=device).id)
-    steps = max(TRIAL_STEPS, int(60 * asked.minutes / trial.result["step_s"]))
+    took = []
+    for trial_steps in TRIALS:
+        trial = manager.wait(manager.retrain_model(parent, {**spec, "steps_per_epoch": trial_steps}, device=device).id)
+        took.append(trial.result["step_s"] * trial_steps)
+    step_s = max((took[1] - took[0]) / (TRIALS[1] - TRIALS[0]), 0.02 * took[0] / TRIALS[0])
+    steps = max(TRIALS[0], int(60 * asked.minutes / step_s))
     epochs = max(1, steps // 100)
     spec |= {"n_epochs": epochs, "steps_per_epoch": steps // epochs, "warmup_epochs": min(2, epochs // 4), "eval_interval": 5}
     done = manager.wait(manager.retrain_model(parent, {**spec, "max_seconds": 60 * asked.minutes}, device=device).id)
     assert done.model_id is not None
-    return done.model_id
+    minutes = done.result["step_s"] * done.result["steps"] / 60
+    return done.model_id, f"{done.result['steps']} steps in {minutes:.1f} min"
 
 
 def prune(manager: ModelManager, model: str, asked: argparse.Namespace, device: str) -> tuple[float, str]:
@@ -76,11 +86,9 @@ def prune(manager: ModelManager, model: str, asked: argparse.Namespace, device: 
     return now / wanted, job.model_id
 
 
-def report(
-    manager: ModelManager, trained: str, smaller: str, retrained: str, wanted: float, asked: argparse.Namespace, device: str
-) -> None:
+def report(manager: ModelManager, models: dict[str, str], wanted: float, asked: argparse.Namespace, device: str) -> None:
     """The section: quality on test images, decode in one interleaved run, and whether 97 % is left."""
-    models = {"trained": trained, "pruned": smaller, "pruned and retrained": retrained}
+    trained, *_, retrained = models.values()
     for ref in models.values():
         manager.wait(manager.evaluate_model(ref, {"image_size": asked.image_size}, device=device).id)
     how = {"image_size": asked.image_size, "batch_size": asked.batch_size, "dtype": asked.dtype, "repeats": 30}
@@ -89,13 +97,13 @@ def report(
     before, rows = manager.get_model_metrics(trained), []
     for title, ref in models.items():
         means, ms = manager.get_model_metrics(ref), timed.models[ref]["decode_ms"]
-        share = [f"{means[key]:.2f} ({means[key] / before[key]:.1%})" for key in QUALITY if means[key] and before[key]]  # type: ignore[operator]
+        share = [share_text(means[key], before[key]) for key in QUALITY]
         parameters = manager.get_model(ref).facts["parameters"] / 1e6
         rows.append([title, f"{parameters:.2f} M", *share, f"{ms:.2f} ms (x{timed.models[trained]['decode_ms'] / ms:.2f})"])
     after = manager.get_model_metrics(retrained)
     kept = all((after[key] or 0) >= KEPT * (before[key] or 0) for key in QUALITY)
     write_section(
-        f"Trained for {asked.minutes:g} minutes, pruned, retrained as long ({device})",
+        f"Trained from scratch, pruned, retrained ({device})",
         [
             f"`python -m benchmarks.trained_and_pruned --device {device} --variant {asked.variant} --minutes {asked.minutes:g} "
             f"--batch-size {asked.batch_size} --dtype {asked.dtype}` on {machine()}; {timed.settings['device_name']}. `mspacman` at "
@@ -105,6 +113,11 @@ def report(
             *table(["", "parameters", *QUALITY.values(), f"decode, batch {asked.batch_size}"], rows),
         ],
     )
+
+
+def share_text(value: float | None, reference: float | None) -> str:
+    """Decibels, and what part of the trained model's they are; a dash where there are none."""
+    return "–" if value is None or not reference else f"{value:.2f} ({value / reference:.1%})"
 
 
 if __name__ == "__main__":

@@ -39,10 +39,10 @@ class Forest:
 
     @cached_property
     def below(self) -> Mapping[str, Sequence[str]]:
-        """Ids of what was made from a model or learnt from it, oldest first; without those of which nothing was."""
+        """Ids of what was made from a model, learnt from it or keeps its units, oldest first; without those of which nothing was."""
         found: dict[str, list[str]] = defaultdict(list)
         for leaf in reversed(self.models):
-            for parent in filter(None, (leaf.parent_id, leaf.teacher_id)):
+            for parent in dict.fromkeys(filter(None, (leaf.parent_id, leaf.teacher_id, leaf.plan_id))):
                 found[parent].append(leaf.id)
         return dict(found)
 
@@ -68,7 +68,7 @@ class Forest:
             leaf_here = by_id.get(queue.popleft())
             if leaf_here is not None and leaf_here.id not in above:
                 above[leaf_here.id] = None
-                queue.extend(filter(None, (leaf_here.parent_id, leaf_here.teacher_id)))
+                queue.extend(filter(None, (leaf_here.parent_id, leaf_here.teacher_id, leaf_here.plan_id)))
         seen, order = {ref}, list[str]()
         queue = deque([ref])
         while queue:

@@ -7,6 +7,7 @@ however they were trained since. No torch.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,13 +20,16 @@ from dcaecore.config import DCAEConfig
 from dcaecore.layout import Layout, sites
 from store import ModelRow, Store
 
+A_PLAN = re.compile(r"p_[0-9a-f]{6,16}")
+"""A plan's id or the beginning of one; no model can be called so."""
+
 
 def maker_of(store: Store, ref: str) -> ModelRow:
     """The model that a plan made: named by itself (id, prefix, alias or name), or by the plan's id (`p_`, six digits or more).
 
     Raises StoreError for a model that is not there, CoreError for a plan that is not.
     """
-    if not ref.startswith("p_"):
+    if not A_PLAN.fullmatch(ref):
         return st.get_model(store, ref)
     found = {
         model: plan
@@ -35,7 +39,7 @@ def maker_of(store: Store, ref: str) -> ModelRow:
         )
         if plan is not None and plan.startswith(ref)
     }
-    if len(ref) < len("p_") + 6 or len(set(found.values())) != 1:
+    if len(set(found.values())) != 1:
         what = "several plans begin so" if len(set(found.values())) > 1 else "no pruning of this store had it"
         raise CoreError(
             f"There is no plan {ref!r}: {what}.", code="unknown_plan", given=ref,
@@ -87,5 +91,7 @@ def plan_for(store: Store, spec: PruneSpec, row: ModelRow) -> Plan:
 def spec_of_choice(store: Store, spec: Mapping[str, Any]) -> Mapping[str, Any]:
     """The pruning that chose the units of a spec: itself, or that of the model whose plan it applies again."""
     while spec.get("plan"):
-        spec = st.get_model(store, str(spec["plan"]), deleted=True).spec
+        named = str(spec["plan"])
+        # A recorded spec has the full id, of a model that may have been deleted since; one that was just typed in may have anything.
+        spec = (maker_of(store, named) if A_PLAN.fullmatch(named) else st.get_model(store, named, deleted=True)).spec
     return spec

@@ -205,6 +205,7 @@ class ModelManager(
         chose, again = given, ""
         if given.plan is not None:
             maker = maker_of(self.store, given.plan)
+            plan_of(self.store, maker)  # also where the parent is yet to be made, and only the job can look at its shape
             given = given.model_copy(update={"plan": maker.id})
             chose, again = PruneSpec.model_validate(fields_of(spec_of_choice(self.store, maker.spec))), "-again"
         return self._submit(given, parent, device=device, name=name or pruned_name("dcae", chose, again))

@@ -58,7 +58,7 @@ class Outcomes(Planning):
         """Submits the pruning, the evaluation of the model (of its parent too, where it has none) and a benchmark of both, under the
         conditions of the prediction; `outcomes` has the figures then. Returns the jobs in order."""
         row = st.get_model(self.store, ref)
-        seen, timed = self.conditions(row.id)
+        seen, timed = self.conditions(row.id, device)
         chain = [self.prune_model(row.id, proposal.spec, device=device)]
         made = {"job": chain[0].id}
         if not self._evaluated(row.id, seen):
@@ -67,20 +67,23 @@ class Outcomes(Planning):
         beside = timed.model_copy(update={"models": (row.id,)})
         return [*chain, self.benchmark_models(made, beside, device=device)]
 
-    def outcomes(self, ref: str, *, limit: int = 8) -> list[Outcome]:
-        """The newest prunings of a model that choose and fit units as its sensitivity was measured; none where it never was."""
+    def outcomes(self, ref: str, *, limit: int = 8, device: str | None = None) -> list[Outcome]:
+        """The newest prunings of a model that choose and fit units as its sensitivity was measured; none where it never was.
+
+        They are predicted by the model's newest sensitivity and the device's newest profile, whatever was known when they were made.
+        """
         row = st.get_model(self.store, ref)
         if self.sensitivity_job(row.id) is None:
             return []
         config, base, table, how = self._measured(row.id)
-        latency, way = self.latency(row.id), _way(how.model_dump(mode="json"))
+        latency, way = self.latency(row.id, device), _way(how.model_dump(mode="json"))
         size = self._size(config, row.id, latency)
 
         def predicted(layout: Layout) -> dict[str, float]:
             return predict(config, base, table, layout, latency=latency, image_size=size)
 
         before, found = predicted(base), []
-        made = [child for child in st.children(self.store, row.id) if child.kind == "pruned" and _way(child.spec) == way]
+        made = [child for child in self._made_of(row, "pruned") if _way(child.spec) == way]
         for child in made[: -limit - 1 : -1]:
             asked = predicted_layout(config, base, PruneSpec.model_validate(fields_of(child.spec)))
             assert asked is not None, "the solver prunes each site by its own rate"
@@ -92,6 +95,10 @@ class Outcomes(Planning):
             pairs = {key: (before[key], value) for key, value in predicted(asked).items()}
             found.append(Outcome(child, pairs, achieved | own, retrained))
         return found
+
+    def _made_of(self, row: ModelRow, kind: str) -> list[ModelRow]:
+        """Models of a kind that were made from this one, oldest first; not those that only learnt from it."""
+        return [child for child in st.children(self.store, row.id) if child.kind == kind and child.parent_id == row.id]
 
     def _bytes(self, row: ModelRow, child: ModelRow) -> dict[str, Pair]:
         """Of the tensors in both files; nothing where one was cleaned away."""
@@ -117,7 +124,7 @@ class Outcomes(Planning):
     def _quality(self, row: ModelRow, child: ModelRow) -> tuple[dict[str, Pair], dict[str, Pair]]:
         """Of the model and of its newest retrained child, on the test images that both and the parent were last evaluated on."""
         found: list[dict[str, Pair]] = []
-        after = [model for model in st.children(self.store, child.id) if model.kind == "retrained"]
+        after = self._made_of(child, "retrained")
         for model in (child, *after[-1:]):
             figures = compare(self.store, [row.id, model.id]).figures
             pairs = {key: (figures[row.id][key].value, figures[model.id][key].value) for key in QUALITY}

@@ -149,10 +149,10 @@ class Planning:
         )  # fmt: skip
         return Proposal(_spec(config, layout, found, how), found, latency)
 
-    def conditions(self, ref: str) -> tuple[EvaluateSpec, BenchmarkSpec]:
+    def conditions(self, ref: str, device: str | None = None) -> tuple[EvaluateSpec, BenchmarkSpec]:
         """What measures the model of a proposal under the conditions that it was predicted for: test images of the sensitivity's data
         and size, and the profile's sizes and dtype, or the benchmark's own where there is no profile."""
-        job, latency = self.sensitivity_job(ref), self.latency(ref)
+        job, latency = self.sensitivity_job(ref), self.latency(ref, device)
         how = SensitivitySpec() if job is None else SensitivitySpec.model_validate(job.spec)
         seen = EvaluateSpec(data=how.data, image_size=how.image_size)
         if latency is None:

@@ -120,7 +120,10 @@ def _python_step(step: _Step, variables: Mapping[str, str]) -> list[str]:
         options = "".join(f", {key}={value!r}" for key, value in step.values.items())
         return [f"{step.variable} = manager.initialize_model({step.source!r}, name={name!r}{options})"]
     assert step.row.parent_id is not None
-    spec = pprint.pformat(step.values, width=110, sort_dicts=True).replace("\n", "\n    ")
+    values = {key: value for key, value in step.values.items() if key != "plan"}
+    spec = pprint.pformat(values, width=110, sort_dicts=True).replace("\n", "\n    ")
+    if "plan" in step.values:
+        spec = f"{{**{spec}, 'plan': {variables[step.values['plan']]}.id}}"
     given = [f"    {variables[step.row.parent_id]}.id,", f"    {spec},"]
     made = f"{step.variable} = manager.get_model(manager.wait(job.id).model_id)"
     if step.stop is None:

@@ -16,7 +16,7 @@ import store as st
 import store.jobs as jobs
 from core.checks import weights_path
 from core.compare import METRICS
-from core.kept_plans import maker_of, spec_of_choice
+from core.kept_plans import spec_of_choice
 from core.settings import Settings
 from core.specs import SPECS
 from dcaecore import read_header
@@ -68,8 +68,7 @@ class Views:
 
     def pruned_part(self, spec: Mapping[str, Any]) -> str:
         """`encoder`, `decoder` or `both`: what a pruning is of, or what it was of whose plan is applied again."""
-        chose = spec if not spec.get("plan") else spec_of_choice(self.store, maker_of(self.store, str(spec["plan"])).spec)
-        return str(chose.get("part", "both"))
+        return str(spec_of_choice(self.store, spec).get("part", "both"))
 
     def spec_line(self, ref: str) -> str:
         """What made a model, in one line: the operation and the settings that are not defaults."""

@@ -59,9 +59,10 @@ def _bytes_freed(store: Store, ids: list[str]) -> int:
 
 _BUSY = (
     f"SELECT id FROM job WHERE (parent_model_id IN {_IDS} OR (parent_model_id IS NULL AND parent_job_id IN"
-    f" (SELECT id FROM job WHERE model_id IN {_IDS}))) AND state NOT IN ({', '.join(repr(state) for state in ENDED)}) ORDER BY id"
+    f" (SELECT id FROM job WHERE model_id IN {_IDS})) OR json_extract(spec, '$.plan') IN {_IDS})"
+    f" AND state NOT IN ({', '.join(repr(state) for state in ENDED)}) ORDER BY id"
 )
-"""Jobs that still need a model, also those that name it as what another job made."""
+"""Jobs that still need a model, also those that name it as what another job made, or whose plan they are to apply."""
 
 
 def preview_delete(store: Store, ref: str) -> DeletePreview:
@@ -77,7 +78,7 @@ def preview_delete(store: Store, ref: str) -> DeletePreview:
         bytes_freed_with_descendants=_bytes_freed(store, ids),
         aliases=model.aliases,
         num_evaluations=evaluations,
-        jobs_in_the_way=tuple(str(row[0]) for row in store.rows(_BUSY, [json.dumps(ids)] * 2)),
+        jobs_in_the_way=tuple(str(row[0]) for row in store.rows(_BUSY, [json.dumps(ids)] * 3)),
         copies=tuple(mirrored_jobs(store, ids)),
     )
 
@@ -99,7 +100,7 @@ def delete_model(store: Store, ref: str, *, descendants: bool = False, keep_desc
     going = (*preview.descendants[::-1], preview.model) if descendants else (preview.model,)
     ids = [row.id for row in going]
     with store.write() as session:
-        busy = [str(row[0]) for row in execute(session, _BUSY, [json.dumps(ids)] * 2)]
+        busy = [str(row[0]) for row in execute(session, _BUSY, [json.dumps(ids)] * 3)]
         if busy:
             raise StoreError(
                 f"{len(busy)} job{'s' if len(busy) > 1 else ''} still need{'' if len(busy) > 1 else 's'} this model.",

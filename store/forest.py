@@ -14,13 +14,15 @@ from store.db import Store
 
 
 class Leaf(NamedTuple):
-    """One living model. `parent_id` is the one that it was made from, `teacher_id` the one that it learnt from, where they are known."""
+    """One living model. `parent_id` is the one that it was made from, `teacher_id` the one that it learnt from, `plan_id` the one whose
+    units it keeps, where they are known."""
 
     id: str
     name: str
     kind: str
     parent_id: str | None
     teacher_id: str | None
+    plan_id: str | None
     note: str
     created: str
     tags: tuple[str, ...]
@@ -38,7 +40,7 @@ def leaves(store: Store) -> list[Leaf]:
         names[model].append(name)
     for child, role, parent in store.rows("SELECT child, role, parent FROM edge ORDER BY parent DESC"):
         roles[role][child] = parent
-    parents, teachers = roles["parent"], roles["teacher"]
+    parents, teachers, plans = roles["parent"], roles["teacher"], roles["plan"]
     rows = store.rows("SELECT id, name, kind, note, created FROM model WHERE deleted IS NULL ORDER BY created DESC, rowid DESC")
     return [
         Leaf(
@@ -47,6 +49,7 @@ def leaves(store: Store) -> list[Leaf]:
             kind,
             parents.get(ref),
             teachers.get(ref),
+            plans.get(ref),
             note,
             created,
             tuple(tags.get(ref, ())),

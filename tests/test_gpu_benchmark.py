@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -33,8 +35,19 @@ def test_every_part_runs(on_cpu):
     assert {f"cut_error_{rate}" for rate in (0.3, 0.5, 0.7, 0.8)} <= set(found)
     ways = gpu.compiled("tiny", 64)
     assert set(ways) == {f"{way}, {form}" for way in ("eager", "compiled") for form in gpu.FORMATS}
-    assert all(set(times) == {"dense", "0.5", "speed_up"} for times in ways.values())
+    assert all(set(times["speed_up"]) == {"dense", *gpu.COMPILED} for times in ways.values())
     sparse = gpu.sparse_model("tiny", 64)
     assert sparse["layers"] == 4 and all(sparse[form]["speed_up"] > 0 for form in gpu.FORMATS)
     assert set(gpu.sparse_products()) == {"8 x 128 -> 64"}
     assert set(gpu.training("tiny", 32, steps=2)["steps_per_s"]) == {"float32", "bfloat16"}
+
+
+def test_a_part_that_fails_loses_no_other(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path / "results.json")
+    results = {"device": "none"}
+    assert gpu.measure({"first": lambda: {"ms": 1.0}, "second": lambda: {}["no"], "third": lambda: {"ms": 3.0}}, results) == [
+        "second"
+    ]
+    written = json.loads(gpu.RESULTS.read_text())
+    assert written == results and written["first"]["ms"] == 1.0 and written["third"]["ms"] == 3.0
+    assert written["second"]["failed"] == "KeyError: 'no'" and all(written[part]["seconds"] >= 0 for part in ("first", "second"))

@@ -24,7 +24,7 @@ import torch
 from core.operations.clock import synchronise
 from core.operations.context import Context
 from core.specs import BenchmarkSpec
-from dcaecore import load_model, two_four
+from dcaecore import ConfigError, load_model, two_four
 
 PRELOAD = ["core.operations.startup"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -65,7 +65,7 @@ def _start(sender: Connection, path: str, spec: BenchmarkSpec, device: str, thre
     torch.set_flush_denormal(True)
     try:
         sender.send(_timed(Path(path), spec, device))
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, ConfigError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         sender.send({"not_measured": f"it did not start: {first}"})
 

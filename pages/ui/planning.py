@@ -142,7 +142,7 @@ def show_proposal(proposal: Proposal) -> None:
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def outcomes_of(_manager: ModelManager, model: str, sensitivity: str, profile: str, stamp: tuple[Any, ...]) -> list[Outcome]:
-    """What the solver's prunings became, kept until anything is made or measured."""
+    """What became of the prunings, kept until anything is made or measured."""
     return _manager.outcomes(model)
 
 
@@ -164,8 +164,9 @@ def show_outcomes(manager: ModelManager, measured: tuple[str, str, str]) -> None
         table.append({"": one.model.name, **cells, **after})
     st.dataframe(pd.DataFrame(table), hide_index=True, height="content", column_config=column_widths(table))
     st.caption(
-        "Changes from this model. Parameters, MACs and bytes are counted in what was made; milliseconds are of one run that held both "
-        "models; quality is predicted in one shot on validation images and achieved on test images."
+        "Every pruning of this model by the measured way of choosing units, as a change from it; predicted by the measurements above. "
+        "Parameters, MACs and bytes are counted in what was made; milliseconds are of one run that held both models; quality is predicted "
+        "in one shot on validation images and achieved on test images."
     )
 
 

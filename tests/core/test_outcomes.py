@@ -77,6 +77,8 @@ def test_other_ways_of_pruning_are_no_outcomes_and_a_retrained_child_is_told_bes
     found = next(one for one in service.outcomes(tiny.id) if one.model.id == made)
     assert found.retrained == {}, "it was not evaluated yet"
     bench.run("evaluate", trained, image_size=32)
+    learnt = bench.run("retrain", tiny.id, **spec, seed=3, teacher=made, distill_output_weight=1.0).model_id
+    bench.run("evaluate", learnt, image_size=32)
     found = next(one for one in service.outcomes(tiny.id) if one.model.id == made)
     assert found.retrained["psnr_db"][1] == st.scores.scores(service.store, trained)["psnr_db"] != found.achieved["psnr_db"][1]
 
