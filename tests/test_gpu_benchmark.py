@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, trained_and_pruned
+from tests.conftest import stop_workers
 
 
 def test_without_a_gpu_nothing_is_measured(monkeypatch, tmp_path):
@@ -51,3 +53,22 @@ def test_a_part_that_fails_loses_no_other(monkeypatch, tmp_path):
     written = json.loads(gpu.RESULTS.read_text())
     assert written == results and written["first"]["ms"] == 1.0 and written["third"]["ms"] == 3.0
     assert written["second"]["failed"] == "KeyError: 'no'" and all(written[part]["seconds"] >= 0 for part in ("first", "second"))
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_pruned_and_told_of(monkeypatch, tmp_path, data_dir):
+    home, said = tmp_path / "home", []
+    for name, value in {"DATA_DIR": data_dir, "NUM_THREADS": 1, "DEVICE": "cpu"}.items():
+        monkeypatch.setenv(f"OFFSHOOT_{name}", str(value))
+    asked = "--variant tiny --minutes 0.1 --batch-size 4 --image-size 32 --speed 1.5 --home"
+    monkeypatch.setattr(sys, "argv", ["trained_and_pruned", *asked.split(), str(home)])
+    monkeypatch.setattr(trained_and_pruned, "write_section", lambda title, lines: said.append((title, lines)))
+    try:
+        trained_and_pruned.main()
+    finally:
+        stop_workers(home)
+    ((title, lines),) = said
+    rows = [line for line in lines if line.startswith("| ")]
+    assert title == "Trained from scratch, pruned, retrained (cpu)" and len(rows) == 5
+    assert " steps in " in rows[2] and "(100.0%)" in rows[2] and "(x1.00)" in rows[2]
+    assert all(row.count("|") == rows[0].count("|") for row in rows)

@@ -26,6 +26,9 @@ GRADIENT = ["#3b528b", "#21918c", "#5ec962", "#fde725"]
 UNKNOWN = "#9aa5a0"
 """Of models that lack the figure."""
 RING = "#f5a623"
+OTHER_EDGES = ("#d08a00", "#9a7bd0")
+"""Of teachers, and of plans."""
+LINE = "path://M0 5H20V7H0z"
 LARGE = 1000
 """More models than this are drawn as one shape a colour and size."""
 ACROSS, DOWN = 2, 10
@@ -113,7 +116,7 @@ def _drawn(
     smallest, largest = _symbols((height - 60) / rows, len(models))
     bounds = forest.range_of(size, (leaf.id for leaf in models))
     shades = None if colour == OPERATION else forest.range_of(colour, (leaf.id for leaf in models))
-    series: list[dict[str, Any]] = [_edges(models, place)]
+    series: list[dict[str, Any]] = [_edges(models, place), *_other_edges(models, place)]
     shown: dict[int, list[str]] = {}
     many = len(models) > LARGE
     for title, paint, members in _groups(models, forest, colour, fits):
@@ -132,7 +135,7 @@ def _drawn(
     if shades is not None:
         maps.append(_scale(series, METRICS[colour], shades, within=not many))
     options = {
-        "legend": {"data": list(dict.fromkeys(s["name"] for s in series if s.get("name"))), "top": 0},
+        "legend": {"data": _legend(series), "top": 0},
         "tooltip": {"formatter": "{b}"},
         "grid": {"left": 10, "right": 90 if shades is not None else 10, "top": 40, "bottom": 10},
         "xAxis": {"type": "value", "show": False, "min": -1, "max": ACROSS * deepest + 1},
@@ -304,6 +307,30 @@ def _edges(models: Sequence[Leaf], place: Place) -> dict[str, Any]:
         for to_y, to_x in below:
             if (to_y, to_x) not in ((first_y, first_x), (last_y, last_x)):
                 flat += [2, middle, to_y, to_x, to_y]
+    return _lines(flat, "#8aa394", 1.5 if len(models) <= 2000 else 0.6)
+
+
+def _other_edges(models: Sequence[Leaf], place: Place) -> list[dict[str, Any]]:
+    """Straight lines to whom a model learnt from, and to whose units it keeps, where that is not its parent; each with its name."""
+    roles = {"learnt from": [leaf.teacher_id for leaf in models], "keeps the units of": [leaf.plan_id for leaf in models]}
+    found = []
+    for (title, others), paint in zip(roles.items(), OTHER_EDGES, strict=True):
+        flat: list[int] = []
+        for leaf, other in zip(models, others, strict=True):
+            if other is not None and other in place and other != leaf.parent_id:
+                flat += [2, *place[other], *place[leaf.id]]
+        if flat:
+            found.append({"name": title, "itemStyle": {"color": paint}, **_lines(flat, paint, 1.0)})
+    return found
+
+
+def _legend(series: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Each name once, lines with a line before them."""
+    kinds = {s["name"]: s["type"] for s in series if s.get("name")}
+    return [{"name": name, **({"icon": LINE} if kind == "lines" else {})} for name, kind in kinds.items()]
+
+
+def _lines(flat: list[int], colour: str, width: float) -> dict[str, Any]:
     return {"type": "lines", "coordinateSystem": "cartesian2d", "polyline": True, "large": True, "largeThreshold": 1, "progressive": 0,
             "data": flat, "silent": True, "z": 1, "animation": False, "tooltip": {"show": False},
-            "lineStyle": {"color": "#8aa394", "opacity": 1, "width": 1.5 if len(models) <= 2000 else 0.6}}  # fmt: skip
+            "lineStyle": {"color": colour, "opacity": 1, "width": width}}  # fmt: skip

@@ -156,13 +156,14 @@ def show_outcomes(manager: ModelManager, measured: tuple[str, str, str]) -> None
     shown = [key for key in ("parameters", "decode_macs", "weight_bytes", "decode_ms", *quality) if key in found[0].predicted]
     table = []
     for one in found:
-        cells = {METRICS[key].title: " → ".join(one.changes(key)) for key in shown}
+        cells = {"Weights" if key == "weight_bytes" else METRICS[key].title: " → ".join(one.changes(key)) for key in shown}
         after = {
             f"{METRICS[key].title}, retrained": change_text(key, *one.retrained[key]) if key in one.retrained else "–"
             for key in quality
+            if any(key in other.retrained for other in found)
         }
         table.append({"": one.model.name, **cells, **after})
-    st.dataframe(pd.DataFrame(table), hide_index=True, height="content", column_config=column_widths(table))
+    st.dataframe(pd.DataFrame(table), hide_index=True, height="content", column_config=column_widths(table, first=280))
     st.caption(
         "Every pruning of this model by the measured way of choosing units, as a change from it; predicted by the measurements above. "
         "Parameters, MACs and bytes are counted in what was made; milliseconds are of one run that held both models; quality is predicted "

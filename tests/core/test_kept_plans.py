@@ -18,6 +18,7 @@ from core.pruning.surgery import cut, zero
 from core.reproduction import chain_of
 from core.specs import PruneSpec
 from dcaecore import VARIANTS, Layout
+from pages.ui.forest import draw
 from store import StoreError, open_store
 from store.archive import export_branch, import_archive
 from store.deletion import delete_model, restore
@@ -180,7 +181,18 @@ def test_the_maker_may_be_deleted_afterwards_and_not_while_a_job_waits_for_its_p
         delete_model(bench.store, maker, keep_descendants=True)
     service.control(waiting.id, "cancel")
     below = service.forest().below
-    assert made in below[maker] and made in below[trained], "the tree shows whose units it keeps"
+    assert made in below[maker] and made in below[trained]
+    drawn = draw(service.forest(), service.forest().models, chosen=made)
+    place = {
+        ref: dot["value"][:2]
+        for number, refs in drawn.series.items()
+        for ref, dot in zip(refs, drawn.options["series"][number]["data"], strict=True)
+    }
+    (line,) = [series["data"] for series in drawn.options["series"] if series.get("name") == "keeps the units of"]
+    pairs = [(line[at + 1 : at + 3], line[at + 3 : at + 5]) for at in range(0, len(line), 5)]
+    assert (list(place[maker]), list(place[made])) in pairs and "keeps the units of" in [
+        one["name"] for one in drawn.options["legend"]["data"]
+    ]
     delete_model(bench.store, maker, keep_descendants=True)
     assert service.held_part(made) == "encoder" and "m_" in service.spec_line(made)
     assert run_name(bench.store, jobs.get_job(bench.store, st.get_model(bench.store, made).job_id)).startswith(
