@@ -174,14 +174,16 @@ def _as_bits(dtype: torch.dtype) -> torch.dtype:
 
 def _packed(name: str, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Compressed mask and compressed kept values; raises CheckpointError where that would lose a weight."""
+    import numpy as np
     import torch
 
     from dcaecore import sparse
 
-    bits, kept = value.reshape(-1).view(_as_bits(value.dtype)), mask.to(torch.bool).reshape(-1)
-    if bits[~kept].any():
+    bits, kept = value.reshape(-1).view(_as_bits(value.dtype)).numpy(), mask.to(torch.bool).reshape(-1).numpy()
+    values = bits[np.flatnonzero(kept)]
+    if np.count_nonzero(bits) != np.count_nonzero(values):
         raise CheckpointError(f"{name} has weights other than 0.0 where its mask says that they are pruned.", code="mask_leak")
-    arrays = sparse.pack_mask(kept.numpy()), sparse.pack_values(bits[kept].numpy())
+    arrays = sparse.pack_mask(kept), sparse.pack_values(values)
     return torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1])
 
 
@@ -203,9 +205,10 @@ def split_masks(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> tup
     def unpacked(name: str) -> tuple[Tensor, Tensor]:
         dtype, shape = getattr(torch, listed[name][0]), listed[name][1]
         mask = sparse.unpack_mask(state[MASK_PREFIX + name].numpy(), shape)
-        bits = torch.zeros(shape, dtype=_as_bits(dtype)).numpy()
-        bits[mask] = sparse.unpack_values(state[VALUES_PREFIX + name].numpy(), int(np.count_nonzero(mask)), bits.dtype)
-        return torch.from_numpy(bits).view(dtype), torch.from_numpy(mask)
+        bits, places = torch.zeros(shape, dtype=_as_bits(dtype)), np.flatnonzero(mask)  # a third of the time of a mask as index
+        flat = bits.view(-1).numpy()
+        flat[places] = sparse.unpack_values(state[VALUES_PREFIX + name].numpy(), len(places), flat.dtype)
+        return bits.view(dtype), torch.from_numpy(mask)
 
     with ThreadPoolExecutor() as pool:
         found = {name: pool.submit(unpacked, name) for name in listed}
