@@ -30,9 +30,9 @@ def start_chain(ids: list[str], parent: str, *, stay: bool = False) -> None:
 
 
 def end_chain() -> None:
-    """Takes it out again."""
-    for name in ("chain", "from", "stay"):
-        st.query_params.pop(name, None)
+    """Takes it out again, all at once."""
+    rest = {name: value for name, value in st.query_params.to_dict().items() if name not in ("chain", "from", "stay")}
+    st.query_params.from_dict(rest)
 
 
 @st.fragment(run_every=0.7)
