@@ -42,7 +42,7 @@ def devices() -> list[Device]:
     memory = psutil.virtual_memory()
     title = f"CPU, {psutil.cpu_count() or 1} cores ({platform.machine()})"
     cpu = Device("cpu", title, memory.total - memory.available, memory.total, psutil.cpu_percent() / 100)
-    return [*(_gpus(_nvml()) if torch_uses_gpus() else []), cpu]
+    return [*_usable_gpus(), cpu]
 
 
 def default_device(setting: str = "auto") -> str:
@@ -50,8 +50,7 @@ def default_device(setting: str = "auto") -> str:
     if setting != "auto":
         return setting
     # Not by `devices`: the CPU's load counts from the last look at it, and would be that of a moment.
-    gpus = _gpus(_nvml()) if torch_uses_gpus() else []
-    return gpus[0].name if gpus else "cpu"
+    return next((gpu.name for gpu in _usable_gpus()), "cpu")
 
 
 @lru_cache(maxsize=1)
@@ -145,6 +144,10 @@ def _handles(nvml: Any) -> list[Any]:
     except nvml.NVMLError:
         return []
     return [handles[place] for place in visible_places(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)]
+
+
+def _usable_gpus() -> list[Device]:
+    return _gpus(_nvml()) if torch_uses_gpus() else []
 
 
 def _gpus(nvml: Any) -> list[Device]:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import store as st
-import store.jobs as jobs
 from core.errors import CoreError
 from core.pruning.plans import Plan
+from core.scripts import job_of
 from core.specs import PruneSpec
 from dcaecore.config import DCAEConfig
 from dcaecore.layout import Layout, sites
@@ -50,11 +50,7 @@ def maker_of(store: Store, ref: str) -> ModelRow:
 
 def plan_of(store: Store, maker: ModelRow) -> Plan:
     """The plan that made a model; raises CoreError(no_plan) where it was made otherwise, or came without the job that made it."""
-    job = (
-        jobs.get_job(store, maker.job_id)
-        if maker.job_id and store.rows("SELECT 1 FROM job WHERE id=?", (maker.job_id,))
-        else None
-    )
+    job = job_of(store, maker)
     digest = None if job is None else job.result.get("plan_digest")
     if digest is None or not store.blobs.exists(digest):
         raise CoreError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import store as st
 import store.scores as scores
 from core.checks import fields_of, weights_path
-from core.compare import compare
+from core.compare import compare, conditions_of
 from core.errors import CoreError
 from core.planning import Planning, Proposal, change_text
 from core.pruning.plans import predicted_layout
@@ -114,7 +114,7 @@ class Outcomes(Planning):
             return {}
         p = latency.protocol
         for run in scores.measurements(self.store, child.id, limit=20):
-            under = {"device": run.device, "dtype": run.dtype, **run.settings}
+            under = conditions_of(run)
             same = all(under.get(key) == p.get(key) for key in ("device", "dtype", "image_size", "batch_size"))
             if same and row.id in run.models and not under.get("sparse_kernels"):
                 both = run.models[row.id], run.models[child.id]

@@ -98,7 +98,7 @@ def run_name(store: Store, job: JobRow) -> str:
     for model in [subject, *ancestors(store, subject.id)]:
         if model.spec.get("operation") == "prune":
             chose = spec_of_choice(store, model.spec)
-            asked = chose.get("rate") if PruneSpec.applies("rate", {"plan": None, **chose}) else None
+            asked = chose.get("rate") if PruneSpec.applies("rate", chose) else None
             method = str(chose["method"])
             ratio = float(asked if asked is not None else model.facts.get("sparsity", 0.0))
             break

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from core.errors import CoreError
+from dcaecore.two_four import GROUP, KEPT
 
 _CHUNK = 1 << 18
 """Values looked at together: what is made of them stays in the processor's cache."""
@@ -143,12 +144,9 @@ def prune_weights(
     return masks
 
 
-FOUR = 4
-
-
 def unfit_for_two_four(state: Mapping[str, Tensor], *, part: str = "both") -> list[str]:
     """Prunable tensors of `part` whose input channels do not divide by four: depthwise convolutions, one that reads RGB."""
-    return [name for name in prunable(state) if (part == "both" or name.startswith(part)) and state[name].shape[1] % FOUR]
+    return [name for name in prunable(state) if (part == "both" or name.startswith(part)) and state[name].shape[1] % GROUP]
 
 
 def two_four(state: Mapping[str, Tensor], *, part: str = "both") -> dict[str, Tensor]:
@@ -165,8 +163,8 @@ def two_four(state: Mapping[str, Tensor], *, part: str = "both") -> dict[str, Te
             continue
         _check_finite(name, state[name])
         size = state[name].detach().abs().movedim(1, -1)  # (O, kh, kw, I)
-        order = size.unflatten(-1, (-1, FOUR)).argsort(dim=-1, descending=True, stable=True)
-        kept = torch.zeros(order.shape, dtype=torch.bool, device=order.device).scatter_(-1, order[..., :2], True)
+        order = size.unflatten(-1, (-1, GROUP)).argsort(dim=-1, descending=True, stable=True)
+        kept = torch.zeros(order.shape, dtype=torch.bool, device=order.device).scatter_(-1, order[..., :KEPT], True)
         masks[name] = kept.flatten(-2).movedim(-1, 1).contiguous()
     return masks
 
