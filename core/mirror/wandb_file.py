@@ -141,6 +141,8 @@ def read_run(path: Path) -> WandbRun:
             )
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
+    if run.exit_code is None:  # a file may also be cut between two records
+        raise _damaged("is cut short: it has no record of the run's end")
     return run
 
 

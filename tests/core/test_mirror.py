@@ -236,9 +236,20 @@ def test_verify_finds_what_was_changed_and_nothing_else(mirrored_branch, tmp_pat
         for job, row in mirrored(store, mirrored_branch["report"].target).items():
             set_mirrored(other, f"wandb-offline:{copied}", job, row.remote, row.progress)
         (path,) = [path for path in run_files(copied) if done["retrain"].id in path.name]
-        path.write_bytes(path.read_bytes()[:70_000])
-        (problem,) = verify_target(other, "offline", copied).problems
-        assert done["retrain"].id in problem and "cut short" in problem or "within a record" in problem
+        whole = path.read_bytes()
+        for size in cuts(whole):
+            path.write_bytes(whole[:size])
+            (problem,) = verify_target(other, "offline", copied).problems
+            assert done["retrain"].id in problem and "cut short" in problem, (size, problem)
+
+
+def cuts(data: bytes) -> list[int]:
+    """Sizes of the same file cut short: between two records, within a chunk's head, within what follows it."""
+    at = 7
+    while at < 40:
+        at += 7 + int.from_bytes(data[at + 4 : at + 6], "little")
+    assert at < 32 * 1024 - 64, "a head of the first block"
+    return [at, at + 3, at + 9]
 
 
 @contextmanager
@@ -269,10 +280,12 @@ def test_the_parser_refuses_a_file_cut_short(mirrored_branch):
     data = max((path.read_bytes() for path in mirrored_branch["files"]), key=len)
     assert len(data) > 3 * 32 * 1024
     assert len(list(payloads(data))) > NUM_STEPS
-    with pytest.raises(CoreError, match="cut short"):
-        list(payloads(data[: len(data) // 2]))
-    for within_a_head in range(8, 14):
+    between, *others = cuts(data)
+    assert len(list(payloads(data[:between]))) > 0, "such a file lacks the run's end alone"
+    for size in (*others, *range(8, 14)):
         with pytest.raises(CoreError, match="cut short"):
-            list(payloads(data[:within_a_head]))
+            list(payloads(data[:size]))
+    with pytest.raises(CoreError, match="within a record"):
+        list(payloads(data[:7] + b"crc." + (3).to_bytes(2, "little") + b"\x02abc"))
     with pytest.raises(CoreError, match="begins with"):
         list(payloads(b"not wandb"))
