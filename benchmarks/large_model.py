@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from benchmarks.results import machine, table, write_section
-from core.pruning.masks import apply_masks, prunable, smallest
+from core.pruning.masks import apply_masks, shapes_of, smallest
 from core.pruning.plans import make_plan
+from core.pruning.prunable import prunable
 from core.pruning.scores import rank_zeros_last, score_units
 from core.pruning.surgery import cut
 from core.specs import PruneSpec
@@ -49,7 +50,7 @@ def main() -> None:
     seconds, smaller = timed(prune)
     left = sum(value.numel() for value in smaller.state.values()) / sum(value.numel() for value in state.values())
     rows.append(["score (L2), plan and cut at 0.5, internal sites", f"{seconds:.2f} s", f"{left:.1%} of the parameters are left"])
-    weights = {name: state[name] for name in prunable(state)}
+    weights = {name: state[name] for name in prunable(shapes_of(state))}
     total = sum(value.numel() for value in weights.values())
     seconds, _ = timed(lambda: smallest(weights, total // 2))
     rows.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from store.archive import Exported, Imported, export_branch, import_archive
 class Deletion:
     """What deleting a model takes: its and its descendants' names, bytes that the next clean-up frees, and what is in the way.
 
-    `copies` are runs elsewhere, which stay there; `left_behind` names the descendants of a model that is deleted alone.
+    `copies` are runs elsewhere, which stay there; `left_behind` names the descendants of a model that is deleted alone. `not_made_of_it`
+    names those of them that only learnt from it or kept its plan, and what was made of such.
     """
 
     names: tuple[str, ...]
@@ -23,6 +25,7 @@ class Deletion:
     jobs_in_the_way: tuple[str, ...]
     copies: tuple[str, ...] = ()
     left_behind: tuple[str, ...] = ()
+    not_made_of_it: tuple[str, ...] = ()
 
 
 class Housekeeping:
@@ -58,10 +61,15 @@ class Housekeeping:
         """What `delete` would take."""
         found = st.preview_delete(self.store, ref)
         below = tuple(row.name for row in found.descendants)
-        copies = tuple(describe_copy(copy) for copy in found.copies)
+        made = _made_of(found.model, found.descendants)
+        common = {
+            "jobs_in_the_way": found.jobs_in_the_way,
+            "copies": tuple(describe_copy(copy) for copy in found.copies),
+            "not_made_of_it": tuple(row.name for row in found.descendants if row.id not in made),
+        }
         if alone:
-            return Deletion((found.model.name,), found.bytes_freed, found.jobs_in_the_way, copies, below)
-        return Deletion((found.model.name, *below), found.bytes_freed_with_descendants, found.jobs_in_the_way, copies)
+            return Deletion((found.model.name,), found.bytes_freed, left_behind=below, **common)
+        return Deletion((found.model.name, *below), found.bytes_freed_with_descendants, **common)
 
     def delete(self, ref: str, *, alone: bool = False) -> tuple[str, ...]:
         """Deletes a model and its descendants, or it alone; `restore` undoes that until the next `clean_up`. The ids gone."""
@@ -90,3 +98,12 @@ class Housekeeping:
     def import_archive(self, source: Path | str) -> Imported:
         """Takes such a file in, whole or not at all; ids stay."""
         return import_archive(self.store, source)
+
+
+def _made_of(model: ModelRow, rows: Sequence[ModelRow]) -> set[str]:
+    """Ids of those that go back to a model as its weights do: through parents alone, not through teachers or plans."""
+    made, found = {model.id}, {model.id}
+    while found:
+        found = {row.id for row in rows if made.intersection(ref for role, ref in row.parents if role == "parent")} - made
+        made |= found
+    return made

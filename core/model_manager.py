@@ -36,6 +36,7 @@ from core.outcomes import Outcomes
 from core.part_training import PartTraining
 from core.presets import preset_on
 from core.pruning.plans import Plan, predicted_layout
+from core.pruning.prunable import check_two_four
 from core.reporting import Reporting
 from core.reproduction import Reproduction
 from core.schedules import Round, rounds_of
@@ -53,6 +54,7 @@ from core.specs import (
     SensitivitySpec,
     Spec,
 )
+from core.stored_weights import StoredWeights
 from core.training import Training
 from core.unit_diff import UnitDiffs
 from core.uploads import checked_upload
@@ -446,6 +448,8 @@ class ModelManager(
             self._check_size(parent, spec.calibration_size)
         if isinstance(parent, str):
             self.predict_pruning(parent, spec)
+            if spec.method == "two_four":
+                check_two_four(StoredWeights(weights_path(self.store, self.get_model(parent))).shapes, spec)
 
     def _check_kernels(self, spec: BenchmarkSpec, device: str | None) -> None:
         """Raises CoreError where 2:4 kernels are asked of a device that has none."""

@@ -44,6 +44,11 @@ class StoredWeights:
         plain = [name for name in self._entries if not name.startswith((MASK_PREFIX, VALUES_PREFIX))]
         return tuple(sorted([*plain, *self._masked]))
 
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor, by name."""
+        return {name: self.shape(name) for name in self.names}
+
     @property
     def tensor_bytes(self) -> int:
         """Of all tensors as they lie in the file, its header left out."""

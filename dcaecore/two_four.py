@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcaecore.errors import ConfigError
+from dcaecore.sparse import GROUP, KEPT
 
-GROUP, KEPT = 4, 2
 ROWS, COLUMNS = 32, 64
 """Output and input channels are multiples of these: the strictest that torch's two backends ask for in 16 bits."""
 DTYPES = (torch.bfloat16, torch.float16)

@@ -71,7 +71,7 @@ with right:
     values = spec_form(PruneSpec, key="prune", values=start, per_row=2)
     if values.get("threshold"):
         values["rate"] = None
-    st.caption(METHOD_TITLES[values["method"]])
+    st.caption("The units that another pruning kept" if values["plan"] else METHOD_TITLES[values["method"]])
     with guarded():
         before, after = manager.cost(row.id), manager.predict_pruning(row.id, values)
         if after is None:

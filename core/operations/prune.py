@@ -24,8 +24,9 @@ from core.pruning.calibration import (
     statistics,
 )
 from core.pruning.compensation import compensate
-from core.pruning.masks import combine, prunable, prune_weights, two_four, unfit_for_two_four
+from core.pruning.masks import combine, prune_weights, shapes_of, two_four
 from core.pruning.plans import Plan, achieved, kept_count, make_plan, site_rates
+from core.pruning.prunable import check_two_four, prunable
 from core.pruning.scores import STATISTICS_SCORES, Scores, rank_zeros_last, score_units
 from core.pruning.surgery import CutResult, cut, unit_masks
 from core.specs import STRUCTURED_METHODS, PruneSpec
@@ -154,7 +155,7 @@ def scores_of(
 
 def _unstructured(spec: PruneSpec, context: Context, parent: Loaded, name: str) -> tuple[NewModel, dict]:
     model, state = parent.model, parent.model.state_dict()
-    names = [n for n in prunable(state) if spec.part == "both" or n.startswith(spec.part)]
+    names = prunable(shapes_of(state), spec.part)
     before = sum(int((state[n] != 0).sum()) for n in names)
     if spec.method == "two_four":
         masks = _two_four(spec, context, parent)
@@ -180,19 +181,10 @@ def _unstructured(spec: PruneSpec, context: Context, parent: Loaded, name: str) 
 def _two_four(spec: PruneSpec, context: Context, parent: Loaded) -> dict[str, Tensor]:
     """Masks of the layers that can take 2:4; the others are refused by name, or named in the log."""
     state = parent.model.state_dict()
-    unfit, masks = unfit_for_two_four(state, part=spec.part), two_four(state, part=spec.part)
-    named = f"{', '.join(unfit[:3])}{' and others' if len(unfit) > 3 else ''}"
-    if unfit and not spec.skip_unfit:
-        raise CoreError(
-            f"{len(unfit)} layers cannot be pruned 2:4, for their input channels do not divide by four: {named}.",
-            code="unfit_layers",
-            given=unfit,
-            legal="input channels that divide by four",
-            next="Set skip_unfit, and they stay whole.",
-        )
-    if unfit:
+    whole, masks = check_two_four(shapes_of(state), spec), two_four(state, part=spec.part)
+    if whole:
         context.log(
-            "info", f"{len(unfit)} layers stay whole, for their input channels do not divide by four: {', '.join(unfit)}."
+            "info", f"{len(whole)} layers stay whole, for their input channels do not divide by four: {', '.join(whole)}."
         )
     if not any(bool((state[name] != 0)[~mask].any()) for name, mask in masks.items()):
         raise CoreError("No weight would be pruned: the model is 2:4 already.", code="nothing_to_prune", next="Prune otherwise.")

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from core.errors import CoreError
-from dcaecore.two_four import GROUP, KEPT
+from core.pruning.prunable import prunable, unfit
+from dcaecore.sparse import GROUP, KEPT
 
 _CHUNK = 1 << 18
 """Values looked at together: what is made of them stays in the processor's cache."""
 _SAMPLE = 1 << 20
 
 
-def prunable(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the prunable tensors, in name order."""
-    return sorted(name for name, value in state.items() if name.endswith(".weight") and value.ndim >= 2)
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Of each tensor, by name."""
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def _check_finite(name: str, value: Tensor) -> None:
@@ -121,7 +122,7 @@ def prune_weights(
     `l1_unstructured` takes the rate of each tensor, `global_magnitude` one ranking over all; `threshold` drops every magnitude below
     it. Raises CoreError where that would zero a whole tensor, or nothing at all.
     """
-    names = [name for name in prunable(state) if part == "both" or name.startswith(part)]
+    names = prunable(shapes_of(state), part)
     values = {name: state[name].detach() for name in names}
     alive = {name: int((value != 0).sum()) for name, value in values.items()}
     if threshold is not None:
@@ -144,22 +145,16 @@ def prune_weights(
     return masks
 
 
-def unfit_for_two_four(state: Mapping[str, Tensor], *, part: str = "both") -> list[str]:
-    """Prunable tensors of `part` whose input channels do not divide by four: depthwise convolutions, one that reads RGB."""
-    return [name for name in prunable(state) if (part == "both" or name.startswith(part)) and state[name].shape[1] % GROUP]
-
-
 def two_four(state: Mapping[str, Tensor], *, part: str = "both") -> dict[str, Tensor]:
     """Masks (True = kept) that keep two of each four consecutive input channels, for each output and kernel position.
 
     The two of largest magnitude stay, so zeros go first; of equal ones the lower index stays. `(O, I, kh, kw)` or `(O, I)`, I
-    being the input channels of a group. Tensors that do not fit (see `unfit_for_two_four`) have no mask. N:M sparsity: arXiv
-    2104.08378.
+    being the input channels of a group. Tensors that do not fit (see `unfit`) have no mask. N:M sparsity: arXiv 2104.08378.
     """
-    unfit = set(unfit_for_two_four(state, part=part))
-    masks = {}
-    for name in prunable(state):
-        if name in unfit or not (part == "both" or name.startswith(part)):
+    shapes, masks = shapes_of(state), {}
+    whole = set(unfit(shapes, part))
+    for name in prunable(shapes, part):
+        if name in whole:
             continue
         _check_finite(name, state[name])
         size = state[name].detach().abs().movedim(1, -1)  # (O, kh, kw, I)

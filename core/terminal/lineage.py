@@ -106,6 +106,8 @@ def delete(
     _say(f"{'Would go' if dry_run else 'Deleted'}: {', '.join(going.names)}. gc would free {going.bytes:,} bytes.")
     if going.left_behind:
         _say(f"Left: {', '.join(going.left_behind)}.")
+    if going.not_made_of_it:
+        _say(f"Not made of it, but learnt from it or keep its plan: {', '.join(going.not_made_of_it)}.")
     if going.jobs_in_the_way:
         _say(f"In the way: {', '.join(going.jobs_in_the_way)}; cancel them first.")
     _say(*(f"A copy stays: {copy}" for copy in going.copies))

@@ -195,6 +195,8 @@ def delete_popover(manager: ModelManager, row: ModelRow) -> None:
         st.caption(f"The next clean-up frees {going.bytes / 1e6:.2f} MB; until then *Deleted models* below undoes it.")
         if going.left_behind:
             st.caption(f"{len(going.left_behind)} descendants stay, under a tombstone.")
+        if going.not_made_of_it:
+            st.caption(f"Not made of it, but learnt from it or keep its plan: {', '.join(going.not_made_of_it[:20])}.")
         if going.jobs_in_the_way:
             st.caption(f"In the way: {', '.join(going.jobs_in_the_way)}. Cancel them first.")
         if going.copies:

@@ -180,6 +180,10 @@ def test_the_maker_may_be_deleted_afterwards_and_not_while_a_job_waits_for_its_p
     with pytest.raises(StoreError, match="1 job still needs this model"):
         delete_model(bench.store, maker, keep_descendants=True)
     service.control(waiting.id, "cancel")
+    after = bench.run("prune", made, method="l2_structured", rate=0.3).model_id
+    named = [service.deletion(ref, alone=True).not_made_of_it for ref in (maker, trained)]
+    first, second = ({st.get_model(bench.store, name).id for name in names} for names in named)
+    assert first == {made, after} and not second & {made, after}
     below = service.forest().below
     assert made in below[maker] and made in below[trained]
     drawn = draw(service.forest(), service.forest().models, chosen=made)

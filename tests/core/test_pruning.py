@@ -18,9 +18,10 @@ from torch import nn
 import core.pruning.masks as masks_module
 from core.errors import CoreError
 from core.presets import PRESETS
-from core.pruning.masks import apply_masks, prunable, prune_weights, smallest
+from core.pruning.masks import apply_masks, prune_weights, shapes_of, smallest
 from core.pruning.ordinary import prune_ordinary
 from core.pruning.plans import Plan, achieved, kept_count, make_plan, predicted_layout, site_rates
+from core.pruning.prunable import prunable
 from core.pruning.scores import score_units, sliced_norm
 from core.pruning.surgery import cut, zero
 from core.specs import PruneSpec
@@ -286,7 +287,7 @@ def test_counts_of_each_layer_are_exact_under_ties_and_zeros_stay(data):
     }
     state["layer0.bias"] = torch.ones(3)
     rate = data.draw(st.sampled_from([0.2, 0.5, 0.7]))
-    alive = {name: int((state[name] != 0).sum()) for name in prunable(state)}
+    alive = {name: int((state[name] != 0).sum()) for name in prunable(shapes_of(state))}
     for method, exact in (("l1_unstructured", False), ("global_magnitude", True)):
         try:
             masks = prune_weights(state, method, rate=rate)
@@ -305,7 +306,7 @@ def test_counts_of_each_layer_are_exact_under_ties_and_zeros_stay(data):
 def test_half_twice_is_three_quarters_and_masks_compose():
     torch.manual_seed(1)
     state = {f"layer{i}.weight": torch.randn(7, 3 + i, 3, 3) for i in range(3)} | {"norm.weight": torch.ones(7)}
-    names = prunable(state)
+    names = prunable(shapes_of(state))
     assert "norm.weight" not in names
     total = sum(state[n].numel() for n in names)
     first = prune_weights(state, "global_magnitude", rate=0.5)

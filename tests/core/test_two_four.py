@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import store.jobs as jobs
 from core.errors import CoreError
 from core.mirror.runs import run_name
 from core.operations.models import load
-from core.pruning.masks import prunable, two_four, unfit_for_two_four
+from core.pruning.masks import shapes_of, two_four
+from core.pruning.prunable import prunable, unfit
 from core.specs import PruneSpec
 from core.views import Views
 
@@ -41,7 +45,7 @@ def test_linear_layers_go_by_input_features_and_others_are_unfit():
         "depthwise.weight": torch.ones(8, 1, 3, 3),
     }
     assert two_four(state)["linear.weight"].tolist() == [[False, False, True, True] * 2]
-    assert set(two_four(state)) == {"linear.weight"} and unfit_for_two_four(state) == ["depthwise.weight", "rgb.weight"]
+    assert set(two_four(state)) == {"linear.weight"} and unfit(shapes_of(state)) == ["depthwise.weight", "rgb.weight"]
     with pytest.raises(CoreError, match="not finite"):
         two_four({"linear.weight": torch.full((1, 4), torch.nan)})
 
@@ -53,20 +57,31 @@ def parent(bench):
 
 def test_unfit_layers_are_refused_by_name_or_stay_whole_and_are_logged(bench, parent):
     state = load(bench.store, parent.id).model.state_dict()
-    unfit = unfit_for_two_four(state)
-    assert "encoder.conv_in.conv.weight" in unfit and sum("depthwise" in name for name in unfit) == 2
-    with pytest.raises(CoreError, match=f"{len(unfit)} layers cannot be pruned 2:4.*{', '.join(unfit)}") as caught:
+    whole = unfit(shapes_of(state))
+    assert "encoder.conv_in.conv.weight" in whole and sum("depthwise" in name for name in whole) == 2
+    with pytest.raises(CoreError, match=f"{len(whole)} layers cannot be pruned 2:4.*{', '.join(whole)}") as caught:
         bench.run("prune", parent.id, method="two_four")
-    assert caught.value.given == unfit and "skip_unfit" in caught.value.next
+    assert caught.value.given == whole and "skip_unfit" in caught.value.next
     job = bench.run("prune", parent.id, method="two_four", skip_unfit=True)
     made = load(bench.store, job.model_id)
-    assert set(made.masks) == set(prunable(state)) - set(unfit)
+    assert set(made.masks) == set(prunable(shapes_of(state))) - set(whole)
     assert all(int(mask.sum()) * 2 == mask.numel() for mask in made.masks.values())
     weights = sum(mask.numel() for mask in made.masks.values())
     assert job.result["zeroed_weights"] == weights // 2
-    assert job.result["achieved_rate"] == pytest.approx(weights / 2 / sum(state[name].numel() for name in prunable(state)))
+    assert job.result["achieved_rate"] == pytest.approx(
+        weights / 2 / sum(state[name].numel() for name in prunable(shapes_of(state)))
+    )
     assert made.row.facts["sparsity"] == pytest.approx(weights / 2 / made.row.facts["parameters"], abs=0.01)
-    assert any(f"{len(unfit)} layers stay whole" in line["message"] and unfit[-1] in line["message"] for line in bench.log(job))
+    assert any(f"{len(whole)} layers stay whole" in line["message"] and whole[-1] in line["message"] for line in bench.log(job))
+
+
+def test_unfit_layers_are_refused_before_anything_is_queued(bench, parent, service):
+    for submit in (service.prune_model, partial(service.prune_in_rounds, schedule="one-shot")):
+        queued = len(jobs.list_jobs(bench.store, ("queued",), None))
+        with pytest.raises(CoreError, match="layers cannot be pruned 2:4") as caught:
+            submit(parent.id, {"method": "two_four"})
+        assert "encoder.conv_in.conv.weight" in caught.value.given
+        assert len(jobs.list_jobs(bench.store, ("queued",), None)) == queued
 
 
 def test_its_name_claims_no_ratio_that_nobody_asked_for(bench, parent):
