@@ -59,6 +59,7 @@ bench: $(VENV)/run.stamp
 	$(BIN)/python -m benchmarks.main_job
 	$(BIN)/python -m benchmarks.one_shot
 	$(BIN)/python -m benchmarks.large_model
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.fast_decoder
 	$(BIN)/python -m benchmarks.solver
 	$(BIN)/python -m benchmarks.pareto

@@ -23,6 +23,7 @@ from scipy.stats import bootstrap
 
 import store.jobs as jobs
 from benchmarks.results import machine, table, write_section
+from core.jobs.allocator import keep_memory
 from core.operations.context import Context
 from core.operations.images import open_parts
 from core.operations.retrain import JobCallbacks, train_settings
@@ -162,6 +163,7 @@ def main() -> None:
     if given.pairs < 5:
         parser.error("at least 5 pairs, or the interval says nothing")
     torch.set_flush_denormal(True)
+    keep_memory()
     torch.manual_seed(0)
     spec = RetrainSpec(
         batch_size=given.batch_size, image_size=given.image_size, n_epochs=1, steps_per_epoch=(given.pairs + 2) * given.stretch,

@@ -55,7 +55,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "aggressive": _preset(
         "Aggressive", "A quarter of the decoder's inner units stays, an eighth of its GLUs', half of all its streams; a long retraining.",
-        inner=0.75, hidden=0.875, fine=0.5, deep=0.5, epochs=80,
+        inner=0.75, hidden=0.875, fine=0.5, deep=0.5, epochs=100,
     ),
 }  # fmt: skip
 

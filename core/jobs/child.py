@@ -18,6 +18,7 @@ import store as st
 import store.jobs as jobs
 from core import operations
 from core.errors import as_error
+from core.jobs.allocator import keep_memory
 from core.jobs.ranks import become_torchrun
 from core.operations.context import Cancelled, Context, Paused
 from core.settings import Settings
@@ -47,6 +48,7 @@ def main(settings_json: str, job_id: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Threads inherit the mode of the one that starts them, so this comes before any work (see dcaecore.trainer).
     torch.set_flush_denormal(True)
+    keep_memory()
     run_job(settings_json, job_id)
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 import psutil
 
 import store.jobs as jobs
+from core.jobs.allocator import keep_memory
 from core.machine import meeting_place
 from core.settings import Settings
 from dcaecore.errors import DcaeError
@@ -67,6 +68,7 @@ def main() -> None:
 
     torch.set_num_threads(settings.num_threads)
     torch.set_flush_denormal(True)
+    keep_memory()
     if int(os.environ["RANK"]) > 0:
         from core.operations.ranks import assist
 
