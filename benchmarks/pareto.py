@@ -50,7 +50,7 @@ def main() -> None:
                 made[title] = done.get(title) or make(manager, dense, title, {**WAYS[way], "site_rates": RATIOS[ratio]})
                 if manager.get_model_metrics(made[title])["psnr_db"] is None:
                     manager.wait(manager.evaluate_model(made[title]).id)
-        report(manager, dense, made)
+        report(manager, dense, made, sum(title in done for title in made))
 
 
 def make(manager: ModelManager, dense: str, title: str, how: dict[str, Any]) -> str:
@@ -62,8 +62,8 @@ def make(manager: ModelManager, dense: str, title: str, how: dict[str, Any]) -> 
     return str(manager.wait(trained.id).model_id)
 
 
-def report(manager: ModelManager, dense: str, made: dict[str, str]) -> None:
-    """The section, from the store."""
+def report(manager: ModelManager, dense: str, made: dict[str, str], earlier: int) -> None:
+    """The section, from the store; `earlier` models were retrained by a run before this one."""
     refs = {"dense": dense, **made}
     manager.wait(manager.benchmark_models(list(refs.values()), {"batch_size": BATCH, "repeats": 20}).id)
     (timed,) = measurements(manager.store, dense, limit=1)
@@ -101,7 +101,8 @@ def report(manager: ModelManager, dense: str, made: dict[str, str]) -> None:
         [
             f"`.venv/bin/python -m benchmarks.pareto` on {machine()}. Demo model, `mspacman`, 128 px, float32, only the decoder pruned; "
             f"each retrained for {STEPS} steps of batch {RECIPE['batch_size']} with the encoder held; quality on 64 test images; decode "
-            f"at batch {BATCH}, median of 20 interleaved repeats. With `--home` the store stays, and Compare draws the same front.",
+            f"at batch {BATCH}, median of 20 interleaved repeats. With `--home` the store stays, and Compare draws the same front."
+            + (f" {earlier} of the models were retrained by an earlier run, and timed anew." if earlier else ""),
             "",
             "Numbers are those of the table below; points on the front are filled.",
             "",

@@ -14,7 +14,8 @@ from core.operations.clock import device_name
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = (
     "# Measured\n\nBy `make bench`; ratios within one run, since machines are noisy. What needs a GPU was not measured yet, for none was "
-    "at hand: `make gpu` writes `RESULTS-gpu.json`, `make gpu-quality` a section of this file.\n"
+    "at hand: `make gpu` writes `RESULTS-gpu.json`, `make gpu-quality` a section of this file. Sections of commits before 5de8f13 have "
+    "their milliseconds of jobs that gave freed memory back to the system, in which large models are slower (see the section on memory).\n"
 )
 
 
