@@ -1,8 +1,9 @@
 """Memory that a job's process has freed stays its own: pages that are asked of the system anew are zeroed and mapped anew.
 
-glibc maps every array over 128 KiB to 32 MiB (its threshold moves with what was freed before) and hands the memory back when it is freed,
-so a model whose activations are large pays for tens of thousands of page faults a run, as many as what ran before happens to decide:
-`benchmarks.memory` has the figures. mallopt(3) turns both off. Nothing changes where the C library is another one, nor on a GPU.
+glibc maps large arrays one by one, from a threshold of 128 KiB that moves up to 32 MiB with what was freed before, and hands freed memory
+back to the system. So a model whose activations are large pays for tens of thousands of page faults a run, as many as what ran before
+happens to decide: `benchmarks.memory` has the figures. mallopt(3) turns both off. Nothing changes where the C library is another one, nor
+on a GPU.
 """
 
 from __future__ import annotations
