@@ -31,7 +31,7 @@ MSE = {
     **{key: RECIPE[key] for key in ("batch_size", "warmup_epochs", "init_lr", "frozen_part", "val_steps", "eval_interval")},
     "reconstruction_loss": "mse",
 }
-"""Mean squared error over all pixels alike (L1, the form's own, is worse), the form's optimizer (AdamW) and choice of the best step, at
+"""Mean squared error over all pixels alike, the form's optimizer (AdamW) and choice of the best step, at
 the same rate and batch."""
 EPOCH = 50
 BATCHES = (8, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +60,7 @@ class Housekeeping:
         """What `delete` would take."""
         found = st.preview_delete(self.store, ref)
         below = tuple(row.name for row in found.descendants)
-        made = _made_of(found.model, found.descendants)
+        made = {row.id for row in st.descendants(self.store, found.model.id, made_of=True)}
         common = {
             "jobs_in_the_way": found.jobs_in_the_way,
             "copies": tuple(describe_copy(copy) for copy in found.copies),
@@ -98,12 +97,3 @@ class Housekeeping:
     def import_archive(self, source: Path | str) -> Imported:
         """Takes such a file in, whole or not at all; ids stay."""
         return import_archive(self.store, source)
-
-
-def _made_of(model: ModelRow, rows: Sequence[ModelRow]) -> set[str]:
-    """Ids of those that go back to a model as its weights do: through parents alone, not through teachers or plans."""
-    made, found = {model.id}, {model.id}
-    while found:
-        found = {row.id for row in rows if made.intersection(ref for role, ref in row.parents if role == "parent")} - made
-        made |= found
-    return made

@@ -211,6 +211,7 @@ _ANCESTORS = (
     " SELECT id, MIN(depth) FROM line WHERE depth>0 GROUP BY id ORDER BY MIN(depth), id"
 )
 _DESCENDANTS = _ANCESTORS.replace("e.parent, line", "e.child, line").replace("e.child=line.id", "e.parent=line.id")
+_MADE_OF = _DESCENDANTS.replace("e.parent=line.id", "e.parent=line.id AND e.role='parent'")
 
 
 def ancestors(store: Store, ref: str) -> list[ModelRow]:
@@ -219,10 +220,10 @@ def ancestors(store: Store, ref: str) -> list[ModelRow]:
     return list(get_models(store, (row[0] for row in store.rows(_ANCESTORS, (model_id,)))).values())
 
 
-def descendants(store: Store, ref: str) -> list[ModelRow]:
-    """All living models that go back to this one, nearest first."""
+def descendants(store: Store, ref: str, *, made_of: bool = False) -> list[ModelRow]:
+    """All living models that go back to this one, nearest first; `made_of`: as their weights do, not by teachers or plans."""
     model_id = resolve_model(store, ref, deleted=True)
-    found = get_models(store, (row[0] for row in store.rows(_DESCENDANTS, (model_id,))))
+    found = get_models(store, (row[0] for row in store.rows(_MADE_OF if made_of else _DESCENDANTS, (model_id,))))
     return [row for row in found.values() if row.deleted is None]
 
 

@@ -43,13 +43,17 @@ class _LogHandler(logging.Handler):
 def main(settings_json: str, job_id: str) -> None:
     """The child's whole life: what belongs to a process of our own, then the job; or it becomes `torchrun`."""
     become_torchrun(settings_json, job_id)
+    settle()
+    run_job(settings_json, job_id)
+
+
+def settle() -> None:
+    """What holds for every process of a job, before any work: threads inherit the mode of the one that starts them (dcaecore.trainer)."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Threads inherit the mode of the one that starts them, so this comes before any work (see dcaecore.trainer).
     torch.set_flush_denormal(True)
     keep_memory()
-    run_job(settings_json, job_id)
 
 
 def run_job(settings_json: str, job_id: str) -> None:

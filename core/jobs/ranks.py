@@ -15,7 +15,6 @@ from contextlib import suppress
 import psutil
 
 import store.jobs as jobs
-from core.jobs.allocator import keep_memory
 from core.machine import meeting_place
 from core.settings import Settings
 from dcaecore.errors import DcaeError
@@ -63,12 +62,12 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     settings, job_id, device = Settings.model_validate_json(sys.argv[1]), sys.argv[2], sys.argv[3]
     settings = settings.model_copy(update={"num_threads": _threads(settings, int(os.environ["LOCAL_WORLD_SIZE"]))})
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
+    from core.jobs.child import run_job, settle
+
+    settle()
     torch.set_num_threads(settings.num_threads)
-    torch.set_flush_denormal(True)
-    keep_memory()
     if int(os.environ["RANK"]) > 0:
         from core.operations.ranks import assist
 
@@ -77,8 +76,6 @@ def main() -> None:
         ):  # every rank has raised it, and rank 0 tells: ending as failed would have torchrun end that one first
             assist(settings, device)
         return
-    from core.jobs.child import run_job
-
     run_job(settings.model_dump_json(), job_id)
     store = open_store(settings.home)
     state = jobs.get_job(store, job_id).state

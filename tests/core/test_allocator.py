@@ -35,13 +35,12 @@ def test_freed_memory_is_used_again_without_page_faults_wherever_it_says_so():
 
 def test_every_jobs_process_does_so(monkeypatch):
     seen = []
-    for name in ("become_torchrun", "run_job"):
+    for name in ("become_torchrun", "run_job", "keep_memory"):
         monkeypatch.setattr(child, name, lambda *_arguments, name=name: seen.append(name))
-    monkeypatch.setattr(child, "keep_memory", lambda: seen.append("keep_memory"))
     monkeypatch.setattr(child.signal, "signal", lambda *_arguments: None)
     monkeypatch.setattr(torch, "set_flush_denormal", lambda _on: None)  # the tests that follow go on as they were
     child.main("{}", "j_1")
-    assert seen == ["become_torchrun", "keep_memory", "run_job"]
+    assert seen == ["become_torchrun", "keep_memory", "run_job"], "before any work"
 
 
 def test_another_c_library_is_left_alone(monkeypatch):

@@ -184,6 +184,10 @@ def test_the_maker_may_be_deleted_afterwards_and_not_while_a_job_waits_for_its_p
     named = [service.deletion(ref, alone=True).not_made_of_it for ref in (maker, trained)]
     first, second = ({st.get_model(bench.store, name).id for name in names} for names in named)
     assert first == {made, after} and not second & {made, after}
+    st.delete_model(bench.store, made, keep_descendants=True)
+    told, name = service.deletion(trained, alone=True), st.get_model(bench.store, after).name
+    assert name in told.left_behind and name not in told.not_made_of_it, "a tombstone lies between"
+    st.restore(bench.store, made)
     below = service.forest().below
     assert made in below[maker] and made in below[trained]
     drawn = draw(service.forest(), service.forest().models, chosen=made)
